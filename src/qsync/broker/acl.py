@@ -73,7 +73,8 @@ _READS: Final = "#!lua flags=no-writes"
 
 
 def commands(role: Role, *, old: bool = False) -> tuple[str, ...]:
-    """Return a role's commands, sorted, in lower case; with `old`, those for Redis before 7.2."""
+    """Return a role's commands, sorted and in lower case; `old` selects those for Redis before
+    7.2."""
     needed = {*EVERYBODY, *PLAIN[role]}
     for name in scripts_of(role):
         text = load(name, flow=True).text
@@ -116,8 +117,8 @@ def _shared_keys(role: Role, prefix: str) -> tuple[str, ...]:
 def checkable(role: Role) -> tuple[str, ...]:
     """Return the commands of a role that the script `permissions` checks.
 
-    The script does not check EVAL, EVALSHA and PING, nor WAIT and WAITAOF, which only durability
-    needs.
+    The script does not check EVAL, EVALSHA and PING. It also omits WAIT and WAITAOF, since only
+    durability waits need them.
     """
     return tuple(sorted(set(commands(role)) - {*EVERYBODY, "wait", "waitaof"}))
 

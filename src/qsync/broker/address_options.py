@@ -1,8 +1,8 @@
 """The options of a store's address, with a check for each.
 
-Options come as text from a URL or as values from a client object; both pass these checks. A failed
-check raises a ValueError whose message begins with the option's name and never shows the value,
-which may be a secret.
+Options come as text from a URL or as values from a client object; both kinds go through these
+checks. A failed check raises a ValueError whose message begins with the option's name and never
+shows the value, which may be a secret.
 """
 
 from __future__ import annotations

@@ -186,7 +186,8 @@ class AsyncBroker(BaseBroker["AioPool"]):
         return [self._address_of(node) for node in sorted(self._slots.primaries)]
 
     def blocking_pops(self, keys: Sequence[str]) -> list[BlockingPop]:
-        """Return connections that block on these lists: only one; in a cluster, one per list."""
+        """Return connections that block on these lists: one for all lists, or in a cluster, one per
+        list."""
         from qsync.broker.listeners import BlockingPop  # imports redis-py
 
         if self._slots is not None:
@@ -334,7 +335,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
         if self._learning is learning:
             self._learning = None
         if not learning.cancelled():
-            learning.exception()  # marks it as retrieved: all callers may have given up
+            learning.exception()  # mark the error as retrieved: all callers may have given up
 
     async def _ask_nodes(self, slots: SlotMap) -> Node:
         """Fetch the slot map; ask another node as well each time MAP_S passes without a reply."""

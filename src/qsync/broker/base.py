@@ -78,7 +78,7 @@ class BaseBroker(Generic[PoolT]):
     def sends_packets(self) -> bool:
         """Whether calls may be sent encoded, with `converse`.
 
-        They may not if they carry the time of a test's clock. The patience must also leave time for
+        Calls that carry the time of a test's clock may not. The patience must also leave time for
         another attempt after the read timeout, which is the only time limit of `converse`.
         """
         ends = ends_in(self.patience or ONE_TRY_S)
@@ -88,7 +88,7 @@ class BaseBroker(Generic[PoolT]):
     def with_longer_timeout(self, seconds: float) -> Self:
         """Return a broker for the same store whose calls may wait for a reply `seconds` longer.
 
-        It has separate connections, so that its calls do not delay others.
+        The new broker has separate connections, so that its calls do not delay other calls.
         """
         return type(self)(
             self.address,

@@ -178,7 +178,8 @@ class Broker(BaseBroker["Pool"]):
             self._pools.popitem()[1].close()
 
     def locate(self, key: str) -> Node | None:
-        """Return the node that holds a key, asking the cluster if needed; None is the only node."""
+        """Return the node that holds a key, asking the cluster if needed; None means the only
+        node."""
         with mapped_errors(self.address):
             return self._node_of(key, ends_in(redis_clients.CONNECT_TIMEOUT))
 

@@ -125,9 +125,9 @@ class SocketConnection:
     def converse(self, packet: bytes, expected: bytes) -> bool:
         """Send an encoded command; return whether the encoded reply is `expected`.
 
-        After any other reply, the connection must be closed: the bytes may belong to no command.
-        When the connection breaks, `error` is set. Each write and read has the timeout of the
-        connection.
+        After any other reply, the caller must close the connection: the bytes may belong to no
+        command. When the connection breaks, `error` is set. Each write and read has the timeout of
+        the connection.
         """
         self.used = True
         try:
@@ -256,7 +256,7 @@ class LibraryConnection:
 
 
 def _limit_reads(sock: Any) -> bool:
-    """Let the kernel limit each read of a blocking socket; return False if it cannot.
+    """Set the kernel's timeout for reads of a blocking socket; return False if that is impossible.
 
     A socket of gevent or eventlet, which is of another class, must not block in the kernel.
     """

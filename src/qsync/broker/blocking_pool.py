@@ -150,7 +150,7 @@ class Pool:
         return wrap_connection(connection, usual)
 
     def _forget(self) -> None:
-        """Start empty; after a fork, the parent's connections and locks must not be used."""
+        """Empty the pool; a forked child must not use its parent's connections and locks."""
         self._free: list[SocketConnection | LibraryConnection | None] = [None] * self._connections
         """One None per connection that may still be opened, then the idle connections, the last
         used one at the end. Threads take and return entries without a lock."""

@@ -34,7 +34,7 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
     decode: Callable[[Any], T]
     wait: Wait | None = None
     flow_args: tuple[Argument, ...] | None = None
-    """Arguments of the flow variant of the script; None means the same arguments."""
+    """Arguments of the script's flow variant; None if they are the same as `args`."""
 
     def in_flow(self) -> Call[T]:
         """Return the same call with the script's flow variant, for a queue with flow control."""

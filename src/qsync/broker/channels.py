@@ -40,7 +40,7 @@ class Channels:
         self.confirmed: set[str] = set()
         """Channels whose subscription the store has confirmed."""
         self._targets: set[str] = set()
-        """Channels that are subscribed once the store has replied to all commands."""
+        """Channels that will be subscribed once the store has replied to all commands."""
         self._unanswered: deque[tuple[str, str]] = deque()
 
     def commands(self, targets: Collection[str]) -> list[tuple[str, str]]:
@@ -93,7 +93,8 @@ class Channels:
         return ChannelEvent("refused", channel, error=error)
 
     def _answered(self, command: str, channel: str) -> None:
-        """Remove a command and all earlier ones from `_unanswered`: replies come in order."""
+        """Remove a command from `_unanswered`, and all earlier ones too, since replies come in
+        order."""
         if (command, channel) in self._unanswered:
             while self._unanswered.popleft() != (command, channel):
                 pass

@@ -71,10 +71,10 @@ class Fault(Enum):
 
 
 _OTHER_PROTOCOL: Final = "the answer is not of the Redis protocol"
-"""How the error begins if the first reply on a new connection is of another protocol."""
+"""First words of the error if the first reply on a new connection is of another protocol."""
 
 _CLOSED: Final = "it closed the connection before it answered"
-"""How the error begins if the other side closed a new connection without a reply."""
+"""First words of the error if the other side closed a new connection without a reply."""
 
 _CLOSED_TEXTS: Final = re.compile(
     "closed by server|connection (lost|closed|reset|aborted)|reset by peer|broken pipe"
@@ -126,13 +126,12 @@ _TRANSIENT_CODES: Final = (
 
 
 _SCHEMA: Final = re.compile(r"SCHEMA (\d+) (\d+)")
-"""Error from a script whose queue has another data layout; it names that layout and the
-script's."""
+"""Error from a script whose queue has another data layout; the error names both layouts."""
 
 
 _BOUND: Final = re.compile(r"FULL (max_tasks|max_bytes) (\d+) (\d+) (\d+)")
-"""Error from an enqueue above a bound: the bound, its value, the count now, and how many tasks
-fit."""
+"""Error from an enqueue above a bound. It has the bound, its value, the current count, and how many
+tasks fit."""
 
 
 def of_new_connection(error: Exception) -> Exception:

@@ -12,8 +12,8 @@ MAX_TASKS_PER_CALL: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
 BATCH_SIZE: Final = 250
-"""Maximum number of tasks per batch: a larger batch costs no less per task and blocks the store for
-longer."""
+"""Maximum number of tasks per batch. A larger batch costs as much per task, and blocks the store
+for longer."""
 
 MAINTENANCE_BATCH: Final = 100
 """Maximum number of tasks per call that deletes or reruns tasks; it is small, so that urgent calls

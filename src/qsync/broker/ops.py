@@ -87,8 +87,8 @@ def enqueue(
     """Store new tasks of this queue; return one outcome per task, in order.
 
     A `sender` numbers its calls and has one in flight at a time. A repeated call gets the same
-    reply as the first, even if the tasks have left the queue by then. A call whose number is lower
-    than the last one from its sender does nothing and returns no outcomes.
+    reply as the first, even if the tasks have left the queue by then. A call does nothing and
+    returns no outcomes if its sender has made a call with a higher number.
     """
     if sender and len(tasks) == 1 and not enqueue_options(tasks[0]):
         return _enqueue_one(keys, tasks[0], sender, number, wait, now_argument(now_us))
@@ -272,7 +272,7 @@ def renew(
 def mark_started(
     keys: QueueKeys, tasks: Sequence[LeaseRef], *, together: bool = False
 ) -> Call[list[Outcome]]:
-    """Mark tasks that crashed before as running: from now on, a server crash counts against them.
+    """Mark tasks with earlier crashes as running: from now on, a server crash counts against them.
 
     With `together`, several suspects run at the same time, and up to three crashes do not count.
     """

@@ -97,7 +97,7 @@ def _settings(address: Address, retry: Any) -> dict[str, Any]:
 
 
 def _first(sentinel: Any, sentinels: Sequence[Any]) -> list[Any]:
-    """Return the Sentinels with the one that knew the primary at the front, to be asked first."""
+    """Return the Sentinels in the order to ask them, the one that knew the primary first."""
     return [sentinel, *(other for other in sentinels if other is not sentinel)]
 
 

@@ -116,7 +116,7 @@ class SlotMap:
         self._doubted |= {node}
 
     def redirect(self, reply: Any, asked: Node) -> Node | None:
-        """Apply the changes to the map that a node's reply demands.
+        """Change the map as a node's reply demands.
 
         Returns the node to send the command to instead, or None.
         """

@@ -10,8 +10,8 @@ spared: next time, it runs alone GROWTH times as long. After it has been spared 
 crash counts again.
 
 Suspects run one after another, for at most TOTAL_S in total. After that, suspects that were never
-spared run together. They also run together earlier if one of them runs long and so many others wait
-that the series would exceed TOTAL_S. Spared suspects always begin alone.
+spared run together. They run together earlier if one of them runs long and so many others wait that
+running them one after another would exceed TOTAL_S. Spared suspects always begin alone.
 """
 
 from __future__ import annotations

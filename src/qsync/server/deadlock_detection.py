@@ -14,8 +14,8 @@ from qsync.server.queue_state import LeasedTask
 log: Final = logging.getLogger("qsync.server")
 
 DEADLOCK_AFTER_S: Final = 1.0
-"""How long all slots must hold waiting tasks before a warning is logged, in seconds. There is a
-delay because another server may run the awaited tasks soon."""
+"""How long all slots must hold waiting tasks before a warning is logged, in seconds. The warning is
+delayed because another server may run the awaited tasks soon."""
 
 
 class Waits:

@@ -34,8 +34,8 @@ def log_error(
     """Log `text: error`. The record has the field `error_class`, and `error` unless `detail` is
     "class".
 
-    The traceback has only the program's own frames and a bounded size. It is in the record's
-    `exc_text`, which every formatter of `logging` shows.
+    The traceback has only the program's own frames and a bounded size. The record's `exc_text`,
+    which every formatter of `logging` shows, holds the traceback.
     """
     if not logger.isEnabledFor(level):
         return

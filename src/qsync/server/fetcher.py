@@ -201,7 +201,7 @@ class Fetcher:
     def _on_unsent(self, queue: QueueState) -> None:
         log.info(
             "clients add tasks to queue %s without a wake message: they lack the permission to "
-            "send one, or are of an earlier release. This server blocks on the queue for an hour, "
+            "send one, or use an earlier release. This server blocks on the queue for an hour, "
             "on a separate connection",
             queue.name,
         )

@@ -29,8 +29,8 @@ LIVE_LIMIT_S: Final = 60.0
 longer live, in seconds."""
 
 STORE_AWAY_S: Final = 3.0
-"""Time after which the store counts as unreachable, in seconds. It is measured from an unanswered
-fetch, or from the first failure to fetch or to wait for tasks."""
+"""Time after which the store counts as unreachable, in seconds. The time begins with a fetch that
+gets no answer, or with the first failure to fetch or to wait for tasks."""
 
 SILENT_S: Final = 15.0
 """Time without a fetch after which a queue counts as not served, in seconds, or three times `sweep`

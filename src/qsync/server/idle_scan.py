@@ -3,10 +3,10 @@
 A server of one queue always fetches from it. A server of many queues checks all of them once per
 `sweep`. A check costs a fifth of a fetch, writes nothing, and shares a pipeline with other checks.
 The server fetches only from queues in which a check found tasks or due upkeep. All servers of a
-queue check it. The first server that finds due upkeep performs it, so the servers share this work,
-but a single server is enough. Between checks, a queue becomes busy through a wake, or at the due
-time that its last fetch returned. So a lost wake delays tasks by at most `sweep`, and an idle queue
-costs one check per `sweep`.
+queue check it. The first server that finds due upkeep performs it, so several servers share this
+work. Between checks, a queue becomes busy through a wake, or at the due time that its last fetch
+returned. So a lost wake delays tasks by at most `sweep`, and an idle queue costs one check per
+`sweep`.
 """
 
 from __future__ import annotations

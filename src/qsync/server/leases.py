@@ -29,7 +29,7 @@ log: Final = logging.getLogger("qsync.server")
 RenewAnswer = Literal["ok", "cancelled", "done", "lost"]
 
 Refusal = tuple[LeasedTask, RenewAnswer]
-"""A task and the store's answer to the renewal of its lease, unless it is "ok": cancelled, done or
+"""A task whose lease the store did not simply renew, and the store's answer: cancelled, done or
 lost."""
 
 

@@ -158,9 +158,10 @@ def past_deadline(leased: LeasedTask, now_us: int) -> Settlement:
 
 
 def unknown_type(leased: LeasedTask, now_us: int) -> Settlement:
-    """Return the record for a task without a handler here: hand it back, or after an hour, kill it.
+    """Return the record for a task that has no handler here: hand it back, or kill it after an
+    hour.
 
-    The delay lets other servers take the task. It doubles from 1 s up to 60 s.
+    The delay, which doubles from 1 s up to 60 s, lets other servers take the task.
     """
     before = leased.failure
     since = before.unknown_since_us or now_us

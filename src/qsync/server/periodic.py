@@ -131,8 +131,8 @@ class ScheduleHeap:
 log: Final = logging.getLogger("qsync.server")
 
 GRACE_US: Final = 30_000_000
-"""Longest delay with which a tick still counts as on time, in microseconds, whatever its schedule's
-option for missed ticks is. It covers a restart of the only server and a failover of the store."""
+"""Longest delay with which a tick counts as on time, in microseconds, even if its schedule skips
+missed ticks. This delay covers a restart of the only server and a failover of the store."""
 
 RELEARN_S: Final = 60.0
 """Interval between two reads of the store's time and of the ticks that other servers enqueued, in
@@ -242,8 +242,8 @@ class _PeriodicQueue:
             )
             call = program_schedule_ops.begin_ticks(self._keys, names, digests=digests)
             now_us, after = await self._broker.run(call)
-            # This ignores the time that the answer took, so a tick may be late by that time but is
-            # never early.
+            # The estimate ignores the time that the answer took, so a tick may be late by that time
+            # but is never early.
             self._ahead_us = now_us - _boot_us()
             went_back = self._ahead_us < before_us - 1_000_000  # so the planned times are too late
             for entry, after_us in zip(entries, after, strict=True):

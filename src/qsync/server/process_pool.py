@@ -310,9 +310,9 @@ class ProcessPool:
         self._feed_soon()
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - it is not an error to reach it
-        """Take no more tasks, wait up to `timeout` seconds for running ones, and end the processes.
+        """Take no more tasks, end the idle processes, and wait for running tasks.
 
-        Then kill the processes that still run a task.
+        After `timeout` seconds, kill the processes that still run a task.
         """
         self._closed = True
         for process in [*self._processes]:

@@ -341,7 +341,7 @@ class Runner:
         self._finish(leased, record)
 
     async def _mark(self, leased: LeasedTask) -> bool:
-        """Mark a task that crashed before as running; return False if it may not run.
+        """Mark a task with earlier crashes as running; return False if it may not run.
 
         Such a task has been handed back or dropped.
         """

@@ -158,10 +158,10 @@ class Server:
         stops the server.
 
         The first signal starts a graceful shutdown: running tasks have `shutdown_timeout` to end.
-        The second signal hands them back at once. The third ends the process immediately. Each
-        signal reaches all servers of the event loop, as well as the handler that was installed
-        before them, e.g. uvicorn's. Outside the main thread, the server runs without signal
-        handling.
+        At the second signal, the tasks that still run are handed back at once. The third ends the
+        process immediately. Each signal reaches all servers of the event loop, and also the handler
+        that was installed before them, e.g. uvicorn's. Outside the main thread, the server runs
+        without signal handling.
 
         Raises QsyncError when a part of the server crashes or too many handlers hang, and
         SchemaMismatch when the store holds data of another qsync version.

@@ -2,9 +2,10 @@
 
 There is no leader and no lock. A server reads the due schedules, computes the next ticks, and sends
 both to a script, which ignores a schedule that has changed since then. So if several servers read
-the same tick, one of them enqueues it; if that server dies, another one does. Servers sleep until
-the next tick that they know of. Once per second, they read one hash, in which clients announce
-schedules that are due soon. Every minute, they check all queues that have schedules.
+the same tick, only one of them enqueues it. If that server dies first, another server enqueues the
+tick. Servers sleep until the next tick that they know of. Once per second, they read one hash, in
+which clients announce schedules that are due soon. Every minute, they check all queues that have
+schedules.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ async def tick_due(
 ) -> TickCheck:
     """Enqueue the due ticks of up to SCHEDULES_PER_CALL stored schedules of a queue.
 
-    `unread` is the `unread_count` of the last check. These schedules stay due and come first, so
-    the check skips all but MOST_UNREAD of them and reads other schedules instead.
+    `unread` is the `unread_count` of the last check. Unreadable schedules stay due and come first,
+    so the check skips all but MOST_UNREAD of them and reads other schedules instead.
     """
     again = min(unread, MOST_UNREAD)
     offset, count = unread - again, SCHEDULES_PER_CALL + 2 * again

@@ -1,7 +1,7 @@
 """Detects runs that exceed their timeout, with one timer for all runs.
 
-Runs with the same timeout expire in the order in which they started. So one queue per timeout is
-enough, and no run needs its own timer.
+Runs with the same timeout expire in the order in which they started. So one queue of runs per
+timeout is enough, and no run needs its own timer.
 """
 
 from __future__ import annotations

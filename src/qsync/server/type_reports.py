@@ -92,8 +92,8 @@ class TypeReports:
         """Queues to which the server's start has been reported."""
         self._tasks: list[asyncio.Task[None]] = []
         self._roll_after_s = zlib.crc32(server_id.encode()) % ROLL_AFTER_S
-        """Delay of this server's roll-ups, in seconds. It differs between servers, so that they do
-        not do the same work at the same time."""
+        """Delay of this server's roll-ups, in seconds. The delay differs between servers, so that
+        they do not do the same work at the same time."""
 
     async def start(self) -> None:
         """Begin to report."""

@@ -7,8 +7,8 @@ server then does not count as idle in that queue until it registers again.
 
 Messages may be lost with the connection, or when a slot moves. So a server registers again once per
 `sweep`, and as soon as it has subscribed again; registering also checks the queue for work. The
-server blocks on a queue's wake list if it may not subscribe there, or if clients add tasks without
-sending messages.
+server blocks on a queue's wake list if it may not subscribe to the queue's channel, or if clients
+add tasks without sending messages.
 """
 
 from __future__ import annotations

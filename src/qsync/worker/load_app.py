@@ -24,9 +24,9 @@ class TargetError(Exception):
 def load(target: str) -> Qsync:
     """Load the app `module:attribute` from the working directory or from `sys.path`.
 
-    The attribute may contain dots. It must be an app, or a function without parameters that returns
-    one. Raises TargetError; its cause is the exception that the user's code raised, if there was
-    one.
+    The attribute, whose name may contain dots, must be an app, or a function without parameters
+    that returns an app. Raises TargetError; its cause is the exception that the user's code raised,
+    if there was one.
     """
     if "@" in target or "://" in target:  # the target is not shown: it may contain a password
         raise TargetError("a URL is not an app; pass MODULE:APP here, and the URL as --url")

@@ -1,7 +1,7 @@
 """Logging for the commands: one line per event, as text for people or as JSON for machines.
 
 A record that any logger logs within a handler has the task's id, queue, type and attempt.
-If standard error fails or blocks, the code that logs is not affected: a thread writes the lines. If
+A thread writes the lines, so code that logs is not affected if standard error fails or blocks. If
 the reader is too slow, lines are dropped and counted.
 """
 

@@ -140,7 +140,7 @@ class Child:
     async def ask(self, patience: float) -> ProcessHealth:
         """Return the child's health.
 
-        It has no condition if the child does not answer within `patience` seconds.
+        The result has no condition if the child does not answer within `patience` seconds.
         """
         number = next(self._questions)
         self._asking[number] = answer = asyncio.get_running_loop().create_future()
