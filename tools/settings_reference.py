@@ -89,8 +89,9 @@ def _sections() -> Iterator[str]:
     yield from _section("The app", *TITLES["The app"])
     yield "\n## Servers\n"
     yield (
-        "`Config`, as keyword arguments of `app.server(...)` and, as defaults, of `Qsync(...)`; "
-        "and the options of `qsync worker`. Durations are seconds or a `timedelta`.\n"
+        "These options of `Config` are keyword arguments of `app.server(...)`, and of `Qsync(...)` "
+        "for the defaults of all its servers. The table also names the options of `qsync worker`. "
+        "Durations are seconds or a `timedelta`.\n"
     )
     yield from _table(server_options(), _worker_names())
     for title in list(TITLES)[1:]:

@@ -195,15 +195,16 @@ def create_app(
     """Return the dashboard of the inspector's queues as an ASGI app.
 
     others     more stores or prefixes by display name; their pages are below /store/<name>
-    token      lets in requests with `Authorization: Bearer` or, after a sign-in form, a cookie
-    view_token lets in requests in the same way, but only to read
-    auth       a function of the request, sync or async: True or the user's name lets the request
-               in; a Response is sent instead, for example a redirect to a sign-in page. "host": the
-               outer app has already checked the request. Without token and auth, all requests are
-               refused.
-    read_only  refuses all changes
-    mask       takes a task's type and payload (the bytes that a handler gets) and returns what to
-               show: text, or bytes of the same kind. Results are then hidden.
+    token      secret that lets a request in: users enter it in a sign-in form, which sets a
+               cookie; programs send it as `Authorization: Bearer`
+    view_token second secret, for users and programs that may only read
+    auth       sync or async function that takes the request. If it returns True or the user's
+               name, the request is let in; if it returns a Response, e.g. a redirect to a sign-in
+               page, the dashboard sends this Response instead. "host" means that the outer app has
+               already checked the request. Without token and auth, all requests are refused.
+    read_only  whether all changes are refused
+    mask       function that takes a task's type and payload (the bytes that a handler gets) and
+               returns what to show: text, or bytes of the same kind. Results are then hidden.
     hosts      allowed names in the Host header, against DNS rebinding; None means any
     timeout    time limit of a request, in seconds
     language   language of the pages, "en" or "ru"; by default the one that the browser
