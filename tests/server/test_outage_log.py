@@ -130,7 +130,7 @@ def test_long_outage_logs_one_line_per_minute(
         return len(lines(caplog)) > 1
 
     wait_until(reminded)
-    assert re.fullmatch("the store has been away for 0.1 s: .* refused", lines(caplog)[1])
+    assert re.fullmatch("the store has been unavailable for 0.1 s: .* refused", lines(caplog)[1])
     log.worked("fetch")
     log.note("store progress", error)
     assert len(lines(caplog)) == 2, "one part still fails"

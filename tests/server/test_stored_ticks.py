@@ -415,11 +415,11 @@ def test_server_logs_schedules_that_it_cannot_tick_and_continues(
         asyncio.run(main())
     lines = sorted(record.getMessage() for record in caplog.records)
     assert len(lines) == 3, lines
-    assert lines[0].startswith("stored schedule 'future' of queue default has no tasks: its ")
+    assert lines[0].startswith("stored schedule 'future' of queue default enqueues no tasks: its ")
     assert "upgrade this server" in lines[0]
     assert lines[1].endswith("its expression has 5000 bytes; 1000 are allowed")
     assert lines[2].startswith(
-        "stored schedule 'nightly' of queue default has no tasks: a periodic"
+        "stored schedule 'nightly' of queue default enqueues no tasks: a periodic"
     )
 
 

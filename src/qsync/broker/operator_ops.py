@@ -95,7 +95,7 @@ def purge(
     count: int = MAINTENANCE_BATCH,
     now_us: int | None = None,
 ) -> Call[PurgeStep]:
-    """Delete the first tasks of a state, up to the last one that it held when the purge began.
+    """Delete the first tasks of a state, up to the last task that was there when the purge began.
 
     Active tasks are deleted only if their lease has expired.
     """

@@ -27,7 +27,7 @@ def unregister(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:
 def server_heartbeat(
     keys: GlobalKeys, server: str, *, ttl_us: int, now_us: int | None = None
 ) -> Call[int]:
-    """Record a server as live for `ttl_us`, 0 to remove it; return the number of live servers."""
+    """Record a server as live for `ttl_us` (0 removes it); return the number of live servers."""
     return Call(
         load("server_heartbeat"), (keys.servers,), (now_argument(now_us), server, ttl_us), int
     )

@@ -25,7 +25,8 @@ missing."""
 
 
 class PutOutcome(NamedTuple):
-    """The outcome of a put: the new record's stamp, or the program's schedule with its name."""
+    """The outcome of a put: the new record's stamp, or the program's schedule with the same
+    name."""
 
     stamp: bytes
     of_program: bytes | None

@@ -31,7 +31,7 @@ def abandon(task: asyncio.Task[Any]) -> None:
 def callback_of(
     loop: asyncio.AbstractEventLoop, number: Signals
 ) -> tuple[Callable[..., object], tuple[Any, ...]] | None:
-    """Return the loop's own handler for a signal; None if there is none or it is unknown."""
+    """Return the loop's own handler for a signal; None if it has none or does not reveal it."""
     try:
         handle = loop._signal_handlers.get(number)  # type: ignore[attr-defined]
         return None if handle is None else (handle._callback, handle._args)

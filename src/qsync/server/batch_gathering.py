@@ -78,7 +78,8 @@ class Gathering:
         return spare
 
     def take(self, *, overdue_s: float | None = None) -> list[LeasedTask]:
-        """Remove and return the tasks of all batches, or those overdue by `overdue_s` seconds."""
+        """Remove and return the tasks of all batches, or only of batches due for over `overdue_s`
+        seconds."""
         batches = [*self.due]
         if overdue_s is None:
             batches += self._open.values()

@@ -42,7 +42,7 @@ class Capacity:
         self._threads_only = threads_only
         self._suspects = suspects
         self.gathering = gathering
-        """Batches of leased tasks that are incomplete or wait for a slot."""
+        """Batches that are incomplete or wait for a slot, with their leased tasks."""
         self.ready: deque[LeasedTask] = deque()
         """Tasks leased ahead."""
         self.running = 0
@@ -84,7 +84,7 @@ class Capacity:
         return min(self.running, self._config.concurrency)
 
     def open_slots(self) -> int:
-        """Return how many tasks could start now: the slots for which no task is leased."""
+        """Return how many more tasks could start now: the number of slots without a leased task."""
         suspects = self._suspects
         if not self.accepting or suspects.blocks_others(time.monotonic()):
             return 0

@@ -106,7 +106,7 @@ class ChildServer:
             self._adopted.enter_context(connections.pointed_at(address, self._setup.prefix))
 
     def client(self, connections: Any) -> Client:
-        """Return the client of this process, with the extensions of the app if it is known."""
+        """Return the client of this process, with the extensions of the app if the app is known."""
         with self._lock:
             if self._client is None:
                 from qsync.broker.blocking import Broker

@@ -82,7 +82,8 @@ class CrashLog:
             )
 
     async def _died(self, keys: QueueKeys, fetched: FetchResult) -> list[StoredTaskRow]:
-        """Return the tasks that this fetch moved to dead: their time of death is its time."""
+        """Return the tasks that this fetch moved to dead: those that died at the time of the
+        fetch."""
         count = min(fetched.died, TASKS_NAMED if self._hooks is None else HOOKED)
         call = views.list_tasks(keys, TaskState.DEAD, count=count, backwards=True)
         page = await self._broker.run(call, patience=STORE_TIMEOUT_S)

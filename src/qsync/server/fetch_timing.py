@@ -152,7 +152,8 @@ class FetchTiming:
             self.in_order.remove(queue)
 
     def open_slots(self) -> int:
-        """Return how many free slots fetches in flight do not reserve for tasks with limits."""
+        """Return the number of free slots, except those that fetches in flight reserve for tasks
+        with limits."""
         flying = sum(self.free.get(queue, 0) for queue in self._in_flight)
         return max(0, self._open() - flying)
 

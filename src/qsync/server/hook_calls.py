@@ -41,8 +41,8 @@ class HookCalls:
         if hooks.of("started"):
             invoker.add_outer_middleware(self._around)
         self._errors: dict[LeasedTask, tuple[BaseException, bool]] = {}
-        """Errors of tasks whose outcome is not recorded yet, and whether each error failed an
-        attempt."""
+        """Errors of tasks whose outcome is not recorded yet, and whether each error counts as a
+        failed attempt."""
         self._calls: set[asyncio.Task[None]] = set()
 
     async def _around(self, info: TaskInfo, call_next: CallNext) -> Any:

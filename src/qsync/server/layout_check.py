@@ -16,7 +16,8 @@ from qsync.server.config import Config
 log: Final = logging.getLogger("qsync.server")
 
 CHECK_S: Final = 1.0
-"""Time limit for the check of all queues, in seconds; a queue that does not answer stays."""
+"""Time limit for the check of all queues, in seconds; a queue whose node does not answer is
+kept."""
 
 
 async def readable_config(broker: AsyncBroker, prefix: str, config: Config) -> Config:

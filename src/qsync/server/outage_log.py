@@ -26,7 +26,7 @@ class PartFailure(NamedTuple):
     kind: type[QsyncError]
     """Class of its last error."""
     since: float
-    """Time of the first of its successive failures, by time.monotonic."""
+    """Time of the first of the part's successive failures, by time.monotonic."""
 
 
 class Outage:
@@ -62,7 +62,7 @@ class Outage:
         elif is_new:
             log.warning("cannot %s, retrying: %s", part, error)
         elif isinstance(error, StoreUnavailable):
-            log.warning("the store has been away for %s: %s", lasts, error)
+            log.warning("the store has been unavailable for %s: %s", lasts, error)
         else:
             log.warning("cannot %s, for %s now: %s", part, lasts, error)
 

@@ -393,7 +393,7 @@ class Runner:
             self._start_some()
 
     def see_settled(self) -> None:
-        """Free the slots of tasks that closed a limit, once it is closed; check the suspects."""
+        """Free the slots of settled tasks whose limit is now closed, and check the suspects."""
         if self._closing:
             ended = [leased for leased in self._closing if leased.phase is RELEASED]
             self._closing = [leased for leased in self._closing if leased.phase is not RELEASED]

@@ -97,7 +97,7 @@ class Server:
         self.broken: bool = False
         self._mismatch: SchemaMismatch | None = None
         self.overloaded_by_hung: bool = False
-        """True once more handlers hang than `max_hung` allows; the server then stops."""
+        """True when more handlers hang than `max_hung` allows; the server then stops."""
         self.stop_requested: bool = False
         """True once an operator has stopped the server; a supervisor then does not replace it."""
         self.wait_for_store = False
@@ -192,8 +192,8 @@ class Server:
         return self.config.concurrency if most is None else most
 
     def _on_too_many_hung(self, count: int) -> None:
-        """Stop taking tasks, so that other servers run them; only the end of the process frees hung
-        handlers."""
+        """Stop taking tasks, so that other servers run them. Hung handlers end only with the
+        process."""
         if self._stopping.is_set():
             return
         log.error(

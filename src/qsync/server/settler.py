@@ -314,7 +314,7 @@ class Settler:
     def _log_lost(self, verb: str, leased: LeasedTask | None, record: Record) -> None:
         fields = {"task_id": record.id, "queue": self.queue.name}
         log.warning(
-            "the lease on task %s of queue %s was lost: nothing to %s",
+            "the lease on task %s of queue %s was lost, so its outcome is discarded (%s)",
             record.id, self.queue.name, verb,
             extra=fields if leased is None else leased.fields,
         )  # fmt: skip

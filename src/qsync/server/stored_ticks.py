@@ -145,7 +145,8 @@ async def _plan_again(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> None
 
 
 def _earlier(row: StoredScheduleRow, now_us: int) -> TickRow | None:
-    """Return a row that moves a schedule's next tick to an earlier one; None if it is correct."""
+    """Return a row that moves a schedule's next tick to an earlier tick; None if no move is
+    needed."""
     try:
         content = decode_record(row.record)
     except (codec.CodecError, InvalidTask):
@@ -345,6 +346,6 @@ class _ScheduledQueue:
         if name not in self._named:
             self._named.add(name)
             log.error(
-                "stored schedule %s of queue %s has no tasks: %s",
+                "stored schedule %s of queue %s enqueues no tasks: %s",
                 shorten(name), self._keys.queue, why,
             )  # fmt: skip

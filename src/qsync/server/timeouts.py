@@ -36,7 +36,7 @@ class Timeouts:
         return sum(map(len, self._queues.values()))
 
     def add(self, leased: LeasedTask, seconds: float, *, passed_s: float = 0.0) -> None:
-        """Start the timeout of a run that began `passed_s` seconds ago, if no other run has begun
+        """Start the timeout of a run that began `passed_s` seconds ago; no other run may have begun
         since."""
         ends = self._loop.time() + seconds - passed_s
         queue = self._queues.get(seconds)
