@@ -38,7 +38,7 @@ def acl(
     ] = False,
     old: Annotated[
         bool,
-        typer.Option("--redis-7.0", help="Leave out commands that Redis before 7.2 does not have."),
+        typer.Option("--redis-7.0", help="Leave out commands that are new in Redis 7.2."),
     ] = False,
 ) -> None:
     """Print the command that creates a store user; replace PASSWORD before you run it.

@@ -81,7 +81,7 @@ def usage_in_one_line() -> Iterator[None]:
         if not text or (context is not None and text == context.get_help()):
             raise  # a group without a command prints its help
         message = _message_of(error)
-        if context is not None:  # otherwise parse_args has set the path
+        if context is not None:  # without one, parse_args has set the path
             set_command_path(context.command_path)
         path = command_path()
         asks = message.endswith("?")  # a "Did you mean" hint

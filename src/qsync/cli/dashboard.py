@@ -189,7 +189,7 @@ def _make(
 ) -> Dashboard:
     from qsync.web.app import make_dashboard
 
-    # Without a token, anyone who can use this machine has access.
+    # Without a token, let in everyone: only users of this machine can connect.
     auth: Any = "host" if token is None else None
     try:
         return make_dashboard(

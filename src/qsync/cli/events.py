@@ -36,8 +36,8 @@ def events(
     *,
     queue: OnlyQueue = None,
     action: Annotated[str | None, option(
-        metavar="ACTION", autocompletion=lambda: list(ACTIONS), help="Only this action "
-        "(queue.pause) or this kind of action (queue).",
+        metavar="ACTION", autocompletion=lambda: list(ACTIONS), help="Only this action, "
+        "such as queue.pause, or this kind of action, such as queue.",
     )] = None,
     task: Annotated[str | None, option(metavar="ID", help="Only actions on this task.")] = None,
     since: Annotated[float | None, option(

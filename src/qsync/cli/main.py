@@ -91,7 +91,7 @@ class CommandTable(MutableMapping[str, Any]):
 
 def load(name: str) -> Any:
     """Import a command, and return what the command line runs for it."""
-    parent = CommandGroup(rich_markup_mode=None)  # plain: boxes leave too little room at 80 columns
+    parent = CommandGroup(rich_markup_mode=None)  # no boxes: 80 columns are too few for them
     shown = HIDDEN.get(name, name)
     if shown in COMMANDS:
         module = import_module(f"qsync.cli.{MODULES.get(shown, shown)}")
@@ -183,7 +183,7 @@ app: Final = CommandGroup(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain: boxes leave too little room at 80 columns
+    rich_markup_mode=None,  # no boxes: 80 columns are too few for them
 )
 
 

@@ -103,7 +103,7 @@ def set_bounds(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Set a queue's latency target or bounds; they override the program's until `queue reset`.
+    """Set a queue's latency target or bounds, to override the program's until `queue reset`.
 
     For example: qsync queue set mail --max-tasks 100000 --latency-target 30s
 

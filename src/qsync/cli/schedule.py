@@ -378,7 +378,10 @@ def preview_put(
     same = [info for info in schedules if (info.name, info.queue) == (name, new_task.queue)]
     for info in same:
         if not info.stored:
-            exit_with(f"{name}: a program already has this schedule for queue {info.queue}")
+            exit_with(
+                f"{name}: a program already has this schedule for queue {info.queue}; "
+                "use another name"
+            )
     next_us = content.schedule.next_after(datetime_us("now", store_clock.now()))
     when = relative(from_us(next_us)) if next_us is not None else "never"
     replaced = "".join(f"; it would replace {info.schedule}" for info in same)

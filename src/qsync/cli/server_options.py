@@ -40,8 +40,9 @@ def _size(text: str) -> int:
 
 MaxMemory = Annotated[int | None, option(
     parser=_size, metavar="SIZE",
-    help="Replace a process whose resident memory reaches this size, e.g. 500MiB or 1GiB, as "
-    'with --max-tasks; the processes of executor="process" do not count.  [default: no limit]',
+    help="Replace a process, as --max-tasks does, when its resident memory reaches this size, "
+    'e.g. 500MiB or 1GiB. Child processes for executor="process" do not count.  '
+    "[default: no limit]",
 )]  # fmt: skip
 
 Timeout = Annotated[float | None, option(

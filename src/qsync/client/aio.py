@@ -128,9 +128,9 @@ class AsyncClient(ClientBase):
 
         A bounded queue accepts tasks up to its bound; then the call raises QueueFull. An error's
         `handles` are the handles of the tasks for which the store replied. To repeat the call
-        without running a task twice, give the tasks ids. For an hour, or for the app's
-        `remember_ids`, a task that was enqueued before is returned with `created` False, even if it
-        has completed.
+        without running a task twice, give the tasks ids. The store remembers an id for an hour, or
+        for the app's `remember_ids`. In that time, enqueueing the id again returns a handle with
+        `created` False, even if the task has completed.
         """
         self._queries.check_open()
         durability = self._durability_of(durability)

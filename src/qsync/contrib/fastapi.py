@@ -125,11 +125,11 @@ class _FromDashboard(Response):
         root = scope.get("root_path", "")
         path = scope["path"]
         mounted = path[: len(path) - len(self._rest)].rstrip("/")
-        if not mounted.startswith(f"{root}/"):  # behind a proxy that strips the root path
+        if not mounted.startswith(f"{root}/"):  # a proxy has stripped the root path
             mounted = root + mounted
         inside = {**scope, "root_path": mounted, "path": f"{mounted}/{self._rest}"}
         await self._dashboard(inside, _Body(self._request), send)
-        if self.background is not None:  # of a dependency
+        if self.background is not None:  # added by a dependency
             await self.background()
 
 

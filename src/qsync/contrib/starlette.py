@@ -103,7 +103,7 @@ def client_of(connection: HTTPConnection) -> AsyncClient:
     Raises ConfigError when no such lifespan is running.
     """
     client: AsyncClient | None = getattr(connection.state, CLIENT, None)
-    if client is None:  # a test, or a server without lifespan state, entered the lifespan
+    if client is None:  # entered by a test, or by a server without lifespan state
         client = next((client for _, client in reversed(_running(connection.app))), None)
     if client is None:
         raise ConfigError(

@@ -84,7 +84,7 @@ class _Runs:
         for queue, ended_id in self.ended:
             if ended_id == id:
                 return queue
-        raise TaskNotFound(f"task {id}: no task with a retention and this id has run in place")
+        raise TaskNotFound(f"task {id}: no task with this id and a retention has run in place")
 
     def run_here(self, task: NewTask) -> None:
         """Run a task, with its `def` handler in this thread."""

@@ -179,7 +179,7 @@ class _AnyKit:
 class Kit(_AnyKit):
     """The fixture `qsync`: the app of an async test, and the tasks that it has enqueued.
 
-    Without the fixture, use it with `async with`, or `with` outside of the event loop.
+    Without the fixture, open a Kit with `async with`, or with `with` where no event loop runs.
     """
 
     async def __aenter__(self) -> Self:

@@ -27,8 +27,8 @@ log: Final = logging.getLogger("qsync.web")
 
 Answer = bool | str | Response | None
 Auth = Callable[[Request], Answer | Awaitable[Answer]]
-"""The host app's function: True or the user's name lets the request in; a Response is sent instead;
-any other value refuses the request."""
+"""The host app's function: True or the user's name lets the request in; a Response is sent instead
+of the page; any other value refuses the request."""
 
 COOKIE: Final = "qsync_session"
 SESSION_S: Final = 7 * 86_400

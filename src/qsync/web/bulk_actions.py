@@ -158,7 +158,7 @@ async def count(site: Site, selection: Selection) -> Matching:
 async def _outcome(change: Callable[[str], Awaitable[Change]], id: str) -> str:
     try:
         return (await change(id)).outcome
-    except InvalidTask:  # an id that no client created
+    except InvalidTask:  # not a valid id
         return "refused"
 
 

@@ -68,7 +68,8 @@ COUNTERS: Final = {
 """Name of a counter of a queue."""
 
 KINDS: Final = {"binary": marked("binary"), "text": marked("text"), "value": "msgpack"}
-"""Display name of a kind of payload; other kinds are names of formats."""
+"""Display names of kinds of payload; any other kind is the name of a format, and is shown as it
+is."""
 
 
 def event_name(label: str) -> str:

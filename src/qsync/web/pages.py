@@ -33,7 +33,7 @@ from qsync.web.template_filters import FILTERS, FUNCTIONS, escape_invisible
 from qsync.web.translation import translated
 
 if TYPE_CHECKING:
-    from qsync.contrib.prometheus import StoreMetrics  # imported when /metrics is requested
+    from qsync.contrib.prometheus import StoreMetrics  # at run time, /metrics imports it
 
 Mask = Callable[[str, bytes], str | bytes]
 

@@ -144,7 +144,7 @@ class _Exchange:
         """Return None if the user may make the request, otherwise the refusal."""
         access, route = self._rules.access, route_of(request.scope)
         chooses = request.method == "POST" and route == LANGUAGE_PATH
-        if self._sign_in is not None and chooses:  # the sign-in form has it too
+        if self._sign_in is not None and chooses:  # this form is also on the sign-in page
             return await _choose(request)
         if self._sign_in is not None and route in (LOGIN_PATH, LOGIN_STYLE_PATH):
             return await self._sign_in.answer(request, route)

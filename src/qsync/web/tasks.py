@@ -39,7 +39,7 @@ async def list_some(site: Site, request: Request) -> Response:
     """List the tasks in a state, of one queue or of all queues."""
     fields = Fields(request.query_params.multi_items())
     selection = selection_of(fields)
-    if selection.state is TaskState.DEAD:  # the page of dead tasks has more actions
+    if selection.state is TaskState.DEAD:  # that page has more actions
         return RedirectResponse(links(request)("/dead", selection.query))
     return await listing(site, request, fields, selection, "tasks")
 
@@ -138,7 +138,7 @@ async def _payload(site: Site, task: TaskDetail) -> tuple[Shown | None, str]:
     """Return the payload to show, or None and the reason why it is hidden."""
     if site.mask is None:
         return task.shown, ""
-    # In a thread: the mask is the user's code and may be slow.
+    # Run the mask in a thread: it is the user's code, and may be slow.
     return await asyncio.to_thread(_masked, site.mask, task)
 
 

@@ -72,7 +72,7 @@ def ngettext(one: str, many: str, number: int, /, **values: Any) -> Markup:
 
 def _markup(text: str, values: dict[str, Any]) -> Markup:
     """Return a string of the catalogue with its values, which are escaped as all output is."""
-    if "<" not in text:  # the string may be in an attribute
+    if "<" not in text:  # it may be in an attribute: escape quotes
         text = text.replace('"', "&#34;")
     return Markup(filled(text, values, _escaped))  # noqa: S704 - from the catalogue
 

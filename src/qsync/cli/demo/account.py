@@ -103,7 +103,7 @@ class ServerNotes:
 
 @dataclass
 class Ledger:
-    """Everything known about a run: from the client, the servers and the store."""
+    """Everything that the client, the servers and the store report about a run."""
 
     history: ServerNotes
     offered: Counter[str] = field(default_factory=Counter)
@@ -213,7 +213,7 @@ def _row(ledger: Ledger, kind: str) -> KindAccount:
 
 
 def _problem(ledger: Ledger, kind: str) -> str:
-    """Return the problems with the tasks of a kind other than wrong outcomes."""
+    """Return the problems with the tasks of a kind, except for wrong outcomes."""
     history, ids = ledger.history, ledger.ids[kind]
     wrong, problem = ledger.wrong[kind], "went wrong at the client"
     match kind:

@@ -51,7 +51,7 @@ def demo(
     if not console.is_terminal:
         console.width = 100
     with _folder(keep=keep) as folder:
-        # The tasks read this when they are imported, here and by the worker.
+        # Set these now: `tasks` reads them when it is imported, here and by the worker.
         os.environ["QSYNC_URL"] = url or f"embedded://{quote(str(folder / 'store'))}"
         os.environ["QSYNC_PREFIX"] = f"qsync-demo-{secrets.token_hex(4)}"
         os.environ["QSYNC_DEMO"] = str(folder)

@@ -110,7 +110,7 @@ class DemoClient:
                 built = list(map(tasks.unique.build, names))
                 ids = self._ledger.record(built, await client.enqueue_many(built), ())
             for name, id in zip(names, ids, strict=True):
-                holders[name].add(id)  # a refused task has the id of the accepted one
+                holders[name].add(id)  # the handle of a refused task has the accepted id
 
         await asyncio.gather(*map(call, range(8)))
         self._ledger.wrong["unique"] += sum(len(ids) != 1 for ids in holders.values())
@@ -278,14 +278,14 @@ class Run:
             return sum(history.kinds[id] == "slow" for id in history.running[pid])
 
         def is_busy() -> bool:
-            history.poll()  # on a busy machine the last poll may be a second old
+            history.poll()  # read again: the last poll may be a second old
             return any(slow_in(pid) >= SLOW / 4 for pid in history.running)
 
         await self._until(is_busy, "slow tasks")
         pid = max(history.running, key=slow_in)
         os.kill(pid, signal.SIGKILL)
         ledger.killed_at = time.monotonic()
-        ledger.interrupted = ids = history.running[pid]  # records may still be unread
+        ledger.interrupted = ids = history.running[pid]  # may grow as records are read
         tasks.GATE.touch()
         tell(f"kill -9 {pid}: one of the servers, in the middle of its work", loud=True)
         await self._until(lambda: len(ledger.restarts()) == len(ids), "the interrupted tasks")

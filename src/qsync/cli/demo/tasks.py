@@ -1,4 +1,4 @@
-"""The tasks of `qsync demo`, written as a user would write them, and the records they keep.
+"""The tasks of `qsync demo`, written as a user would write them, and the records that they write.
 
 `qsync worker qsync.cli.demo.tasks:app` serves them. Each process appends its records to its own
 file in the folder that QSYNC_DEMO names; each line is a single write, so a kill leaves no partial
@@ -156,4 +156,4 @@ async def poison() -> None:
 
 @app.periodic(every=1, missed="all", name="tick", queue="critical", middleware=[recorded])
 async def tick() -> None:
-    """Both servers enqueue every tick, late or not; the store accepts each one once."""
+    """Both servers enqueue every tick, late or not; the store accepts each tick once."""

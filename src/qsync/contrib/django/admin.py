@@ -1,8 +1,8 @@
 """The admin of schedules: those in the store, and the periodic tasks of programs.
 
-Django's own form, confirmation and history pages show a `Schedule`, which has no table: they read
-from and write to the store. Only the list has its own template, because Django's list template
-needs a query set.
+`Schedule` has no table: Django's own form, confirmation and history pages read it from the store
+and write it to the store. Only the list has its own template, because Django's list template needs
+a query set.
 """
 
 from __future__ import annotations

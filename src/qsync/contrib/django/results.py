@@ -32,7 +32,7 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
     args, kwargs = tasks.stored_call(info.value()) or ([], {})  # the payload may have another form
     began = _begun(shown, failure)
     if began is not None and info.finished_at is not None:
-        began = min(began, info.finished_at)  # servers only estimate the store's clock
+        began = min(began, info.finished_at)  # the server's estimate of the time may be ahead
     enqueued = tasks.enqueued_at(info.headers) or info.enqueued_at
     due_us = message.options.process_at_us if message.options else None
     run_after = None if due_us is None else from_us(due_us)
@@ -41,7 +41,7 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
         task=tasks_api.replace(task, queue_name=queue, run_after=run_after, backend=alias),
         id=id,
         status=_status(shown, info, record),
-        enqueued_at=enqueued if began is None else min(enqueued, began),  # two clocks
+        enqueued_at=enqueued if began is None else min(enqueued, began),  # from different clocks
         started_at=began,
         finished_at=info.finished_at,
         last_attempted_at=info.started_at or began,

@@ -77,8 +77,8 @@ class ProjectSender:
         return later
 
     def waiting(self) -> str:
-        """Return a hint for a failed test: which tasks wait for a commit and how to send them, or
-        ""."""
+        """Return a hint for a failed test that names the tasks waiting for a commit and says how to
+        send them; "" if no task waits."""
         count = waiting(configuration().database)
         if not count:
             return ""

@@ -61,8 +61,8 @@ class QsyncTask(tasks_api.Task):
     fairness_key: str | None = None
     headers: Mapping[str, str] | None = None
     executor: None = None
-    """Exists only so that an executor is refused by name: a process would import the handler by its
-    path, but that path names the task."""
+    """Must be None; the field exists so that the error about an executor can name it. A process
+    would import the handler by its path, but that path names the task."""
     on_duplicate: OnDuplicate | None = None
     debounce: Duration | None = None
     debounce_max: Duration | None = None

@@ -112,7 +112,7 @@ class _Progress:
         self._retries.failed(_send_rows_of(queue), error)
         failing = self._failing.setdefault(queue, _FailingQueue(0.0, PAUSE_S))
         failing.until = time.monotonic() + failing.pause_s
-        if not isinstance(error, QueueFull):  # there may be room at any moment
+        if not isinstance(error, QueueFull):  # a full queue may have room at any moment
             failing.pause_s = min(failing.pause_s * 2, LONGEST_PAUSE_S)
 
     def pause_after(self, more: bool, sent: Sent) -> float:
@@ -214,7 +214,7 @@ class Relay(_Progress):
                 sent = send(client, batch.rows, last=self._failing)
                 if sent.ids:
                     batch.delete(sent.ids)
-        finally:  # even if the rows cannot be deleted
+        finally:  # count sent rows even if they cannot be deleted
             self.note_sent(sent)
         call_hooks(client, sent)
         return self.pause_after(batch.more, sent)

@@ -270,7 +270,7 @@ class SessionHooks:
     def _on_flush(self, session: Session, context: Any) -> None:
         new = [(entity, _row_of(entity)) for entity in session.new if type(entity) is self._entity]
         if new:
-            # Read here because a session may use another engine outside a flush.
+            # Get the engine now: outside a flush, the session may use another engine.
             engine = session.get_bind(self._entity)
             written = session.info.setdefault(self._written, [])
             written.extend((entity, row, engine) for entity, row in new)

@@ -173,7 +173,7 @@ SCOPE_ATTRIBUTE: Final = "_qsync_sentry"
 
 
 def _keep(error: Exception, scope: Scope, span: Any) -> None:
-    with contextlib.suppress(AttributeError):  # a class with slots
+    with contextlib.suppress(AttributeError):  # the class has slots
         setattr(error, SCOPE_ATTRIBUTE, (scope, span))
 
 
