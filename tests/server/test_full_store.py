@@ -16,6 +16,7 @@ from qsync.broker.blocking import Broker
 from qsync.broker.views import Counts
 from qsync.keys import GlobalKeys
 from qsync.message import decode_failure
+from qsync.server import schedule_notes
 from tests.conftest import Colour
 from tests.support.server import Bench, bench, until
 from tests.support.stores import Store, wait_until_async
@@ -175,6 +176,32 @@ async def test_stop_while_the_store_refuses_settlements_charges_no_crash(
         async with b.server(work.mux):
             assert [await handle.result(5) for handle in handles] == [LONG] * 5
         assert (await counts(b)).stats.get("crashed", 0) == 0
+
+
+async def test_stop_while_notes_of_ticks_are_sent_hands_back_refused_tasks(
+    valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that does not answer the notes of ticks must not hide the tasks that it refused."""
+    sending = asyncio.Event()
+
+    async def hang(*_: object) -> None:
+        sending.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(schedule_notes, "send_notes", hang)
+    work = Work()
+    async with bench(valkey.url, prefix) as b:
+        tick = Task("plain", id="report@2026-11-24T02:00:00Z")
+        await b.client.enqueue_many([tick, *[Task("long", retention=600)] * 5])
+        with results_refused(valkey, b):
+            server = b.server(work.mux, shutdown_timeout=0)
+            async with server:
+                await until(lambda: len(work.ran) == 6)
+                work.go_on.set()
+                await asyncio.wait_for(sending.wait(), 10)
+                server._force.set()  # as a second SIGTERM does
+            with valkey.client() as client:
+                assert client.zcard(b.keys().key("pending")) == 5
 
 
 @pytest.mark.faults(61, 83)

@@ -156,9 +156,9 @@ class Settler:
             self._in_flight = self._completed, self._waiting
             self._completed, self._waiting = [], []
             failed = await self._settle(*self._in_flight)
+            self._waiting[:0] = failed
             self._in_flight = (), ()
             await self._schedule_notes.send()
-            self._waiting[:0] = failed
             self._note(refused=bool(failed))
             if failed:
                 await asyncio.sleep(backoff.next())
