@@ -71,7 +71,8 @@ class AsyncBroker(BaseBroker["AioPool"]):
             address, connections=connections, read_timeout=read_timeout, patience=patience
         )
         self._learning: asyncio.Task[Node] | None = None
-        """Task that fetches the cluster's slot map for all waiting calls; None if not in flight."""
+        """Task that fetches the cluster's slot map for all waiting calls; None if there is no such
+        task."""
         self._refused: dict[AioPool, tuple[float, Exception]] = {}
         """Time and error of the last failed attempt to connect, by pool; empty while all pools can
         connect."""

@@ -77,7 +77,8 @@ class SocketConnection:
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
         """Function that returns the number of decrypted bytes not read yet; None without TLS."""
         self._poll = _poll_of(sock)
-        """Waits up to a number of ms; returns whether the socket has data or was closed."""
+        """Function that waits up to a number of ms; it returns whether the socket has data or was
+        closed."""
         self._blocks = self._pending is not None or not hasattr(select, "poll")
         """Whether the socket has Python's timeout."""
         self._kernel_waits = not self._blocks and _limit_reads(sock)

@@ -44,8 +44,8 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
         return Call(script, keys, args, self.decode, self.wait)
 
     def at(self, now_us: int) -> Call[T]:
-        """Return the call with `now` set to this time, unless it has a time or its script takes
-        none."""
+        """Return the call with `now` set to this time; a call that has a time or takes none is
+        unchanged."""
         if not self.script.timed or self.args[0] != "":
             return self
         more = None if self.flow_args is None else (now_us, *self.flow_args[1:])

@@ -17,7 +17,7 @@ from qsync.message import ENVELOPE_HEAD
 from qsync.new_task import NewTask
 
 CREATED_REPLY: Final = b"$7\r\ncreated\r\n"
-"""Reply of the store, as it is sent, when it has created the task."""
+"""Reply with which the store confirms that it has created the task, as sent over the connection."""
 
 
 def pack_enqueue(keys: QueueKeys, task: NewTask, sender: str, number: int) -> bytes:

@@ -101,7 +101,7 @@ class HandedBack(NamedTuple):
     If `delay_us` is None, the task goes to the head of pending. `limit` is closed for `closed_us`:
     during that time, no task that holds it starts. `started` means that the handler began, so that
     the start counts for the rates of its limits. `leased_us` is the time of the lease by the
-    store's clock; 0 if unknown, and then the start counts as well.
+    store's clock; 0 means unknown, in which case the start counts as well.
     """
 
     id: str

@@ -127,7 +127,7 @@ class RedisConnection(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Return whether the connection can serve another exchange, as far as is known locally."""
+        """Return whether the connection can serve another exchange, as far as this side knows."""
         return self.error is None and not self._transport.is_closing()
 
     async def request(
@@ -270,7 +270,7 @@ class PlainConnection:
 
     @property
     def is_open(self) -> bool:
-        """Return whether the connection can serve another exchange, as far as is known locally."""
+        """Return whether the connection can serve another exchange, as far as this side knows."""
         return self.error is None and bool(self.raw.is_connected)
 
     async def request(

@@ -170,7 +170,7 @@ def load(name: str, *, allow_oom: bool | None = None, flow: bool = False) -> Scr
 
 
 def _slots(name: str, body: str) -> dict[str, dict[str, str]]:
-    """Return the type of each named slot of a header, by its name, in order."""
+    """Return the types of the named slots of a header, by name, in the order of the header."""
     slots: dict[str, dict[str, str]] = {"KEYS": {}, "ARGV": {}, "REPLY": {}}
     for kind, number, slot, type in _SLOT.findall(body):
         slots[kind][slot] = type

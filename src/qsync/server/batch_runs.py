@@ -132,7 +132,8 @@ class BatchRuns:
         self._end(call, records)
 
     def _records(self, call: BatchCall, values: Sequence[Any], way: BoundHandler) -> list[Any]:
-        """Return one record per task; log an error that several tasks share in full only once."""
+        """Return one record per task; if several tasks share an error, log its traceback only
+        once."""
         logged: set[int] = set()
         records: list[Any] = []
         for leased, value in zip(call.tasks, values, strict=True):

@@ -99,8 +99,8 @@ def new_server_id() -> str:
 
 
 def holder_of(name: str | None, server_id: str) -> str:
-    """Return the holder name for the server's leases: its id, plus a random suffix if the user set
-    the id.
+    """Return the holder name for the server's leases: the server id, plus a random suffix if the
+    user set the id.
 
     An id that the user sets, such as a host name, may be used again after a restart, or by two
     servers at once. The suffix keeps the leases of these servers apart, since each holder numbers

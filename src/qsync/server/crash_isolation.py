@@ -131,7 +131,8 @@ class CrashIsolation:
         return total >= TOTAL_S and any(not suspect.spared for suspect in self.waiting)
 
     def _wait_for_company(self, now: float) -> bool:
-        """Return whether suspects wait for those in `together` to end, or to start together."""
+        """Return whether suspects wait for those in `together` to end, or wait to start
+        together."""
         if self.together and now - self._met < COMPANY_S:
             return True
         return self._gathers(now)
@@ -155,7 +156,7 @@ class CrashIsolation:
         return min(START_CHECK_S, max(0.0, since + MAX_WAIT_TO_START_S - now)) if running else 0.0
 
     def _wait_since(self, now: float) -> float:
-        """Return when the current wait for running tasks to end began; begin a wait if there is
+        """Return the start of the current wait for running tasks to end; begin a wait if there is
         none."""
         if self._since is None:
             self._since = self._looked = now

@@ -89,7 +89,7 @@ class FetchTiming:
         self.retry_at: dict[str, float] = dict.fromkeys(queues, 0.0)
         """Earliest time of the next fetch from a queue whose last fetch failed."""
         self.wait_again_at: float = 0.0
-        """If the last wait for tasks failed, the time of the next one, by boot_s."""
+        """Time of the next wait for tasks, by boot_s, if the last wait failed."""
 
     def awaited_until(self, now: float) -> float | None:
         """Return when the next round stops waiting for fetches in flight; None to begin now."""
@@ -207,7 +207,8 @@ class FetchTiming:
     # Waiting for a wake.
 
     def to_block_on(self, queues: Sequence[QueueState], now: float) -> list[QueueState]:
-        """Return which of a connection's queues to block on now; none soon after a failed wait."""
+        """Return the queues of a connection to block on now; for a while after a failed wait,
+        none."""
         if any(now < self.retry_at[queue.name] or queue.awaits_rules for queue in queues):
             return []
         if self._busy_queues.many:

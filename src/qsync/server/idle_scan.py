@@ -39,8 +39,8 @@ SLOW_S: Final = 300.0
 removes expired data."""
 
 PASS_ON_S: Final = 0.1
-"""Shortest interval between fetches of a server without a free slot, in seconds; they promote due
-tasks."""
+"""Shortest interval, in seconds, between the fetches by which a server without a free slot promotes
+due tasks."""
 
 
 class BusyQueues:
@@ -111,7 +111,7 @@ class BusyQueues:
         return queue.name not in self._busy
 
     def begin(self, now: float) -> None:
-        """At the start of a round, mark queues as busy whose due time has come."""
+        """At the start of a round, mark the queues whose due time has come as busy."""
         if not self.many:
             [queue] = self._queues
             self._mark_if_due(queue, now)
@@ -135,7 +135,7 @@ class BusyQueues:
         return True
 
     def set_due(self, queue: QueueState, moment: float) -> None:
-        """At this time, by boot_s, mark the queue as busy if its `next_due` has come by then."""
+        """Mark the queue as busy at this time, by boot_s, if its `next_due` has come by then."""
         if self.many and moment < self._timed.get(queue.name, math.inf):
             self._timed[queue.name] = moment
             heapq.heappush(self._times, (moment, queue.name, queue))

@@ -106,7 +106,7 @@ class Invoker:
         return self._mux.types
 
     def add_outer_middleware(self, middleware: AsyncMiddleware) -> None:
-        """Add a middleware outside all others; call it before the first task."""
+        """Add a middleware outside all others. Call this before the first task."""
         self._middleware = (middleware, *self._middleware)
 
     def find(self, type: str) -> BoundHandler | None:

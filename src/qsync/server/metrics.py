@@ -24,8 +24,7 @@ class MetricRow(msgspec.Struct, array_like=True):
     running: int = 0
     outcomes: list[int] = msgspec.field(default_factory=lambda: [0] * len(OUTCOMES))
     waits: list[int] = msgspec.field(default_factory=_buckets)
-    """Histogram of the time between when a task could start and when it started; retries do not
-    count."""
+    """Histogram of the time from when a task could start until it started; retries do not count."""
     wait_s: float = 0.0
     """Sum of these times, in seconds."""
     runs: list[int] = msgspec.field(default_factory=_buckets)
@@ -38,8 +37,8 @@ class MetricRow(msgspec.Struct, array_like=True):
     dropped: int = 0
     """Number of runs whose statistics the store did not accept."""
     oldest_began: float = 0.0
-    """When the oldest running task started, by `time.monotonic`, which all processes of a machine
-    share; 0 if none runs."""
+    """Start of the oldest running task, by `time.monotonic`, which all processes of a machine
+    share; 0 if no task runs."""
 
     def add(self, other: MetricRow) -> None:
         """Add the counts of another row to this one."""

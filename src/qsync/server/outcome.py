@@ -1,4 +1,4 @@
-"""Decides what happens to a task that did not complete: retry, death, or back to the queue. Without
+"""Decides whether a task that did not complete is retried, becomes dead or is handed back. Without
 I/O."""
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ class ScheduleHeap:
             heapq.heappush(self._heap, (at_us, next(self._order), entry))
 
     def learn(self, entry: Entry, after_us: int, now_us: int, *, again: bool = False) -> None:
-        """Record up to when an entry's ticks are enqueued, and plan a check for that time.
+        """Record the time up to which an entry's ticks are enqueued, and plan a check for that
+        time.
 
         Ignore a time that is not later than the known time, unless `again` is true or the known
         time is from a clock that was ahead.

@@ -147,7 +147,8 @@ class ProcessPool:
     def _place(
         self, call: HandlerCall, fed: dict[WorkerProcess, list[HandlerCall]]
     ) -> WorkerProcess | None:
-        """Return a free or new process for a call, else the least busy quick one, or None."""
+        """Return a free or new process for a call, else the least busy of the quick ones, else
+        None."""
         unprepared, best, fewest = None, None, WINDOW
         for process in self._processes:
             prepared = process.is_prepared(call.path)

@@ -113,7 +113,7 @@ def begin(
     asks: socket.socket | None = None,
     answer: Callable[[], None] | None = None,
 ) -> None:
-    """Make this process ignore SIGINT and SIGTERM and end with its parent; then call `first`.
+    """Make this process ignore SIGINT and SIGTERM, and end when its parent ends; then call `first`.
 
     Ctrl-C and a service manager's SIGTERM reach the whole process group. Only the parent handles
     these signals: it lets handlers run for a while, and then kills their processes. A thread calls

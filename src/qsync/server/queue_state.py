@@ -301,7 +301,8 @@ class QueueState:
         """True if more upkeep of the queue is due at once."""
         self.last_fetch: float = -1e9
         self.answered: float = -1e9
-        """Times of the last answer to a fetch, and to a fetch or a check, by boot_s."""
+        """Times, by boot_s, of the last answer to a fetch, and of the last answer to a fetch or a
+        check."""
         self.next_due: float | None = None
         """Time at which the queue's next task or upkeep is due, by boot_s."""
         self.unknown_type_at = -1e9

@@ -135,7 +135,7 @@ class Server:
         await self.stop()
 
     def add_outer_middleware(self, middleware: Middleware) -> None:
-        """Add a middleware outside all others, around every handler; call it before the start."""
+        """Add a middleware outside all others, around every handler. Call this before the start."""
         around = (middleware, *self.config.middleware)
         self.config = dataclasses.replace(self.config, middleware=around)
 

@@ -63,7 +63,7 @@ class Shutdown:
         """Time at which the timeout ends, by boot_s."""
 
     async def end_running(self) -> None:
-        """Hand back tasks that have not started, and wait for running ones; then cancel those.
+        """Hand back tasks that have not started; wait for running tasks, and then cancel them.
 
         In the meantime, the replies to fetches in flight are read, since they may bring leased
         tasks.

@@ -34,7 +34,8 @@ HUNG_AFTER_S: Final = 5.0
 
 
 class HungHandlers:
-    """The number of hung handlers; `on_too_many` gets it each time it exceeds `maximum`."""
+    """Counts hung handlers; `on_too_many` is called with the number each time it exceeds
+    `maximum`."""
 
     def __init__(self, maximum: int, on_too_many: Callable[[int], None]) -> None:
         self._maximum = maximum

@@ -26,8 +26,8 @@ store."""
 async def read_store_info(
     broker: AsyncBroker, outage: Outage, stopping: asyncio.Event, *, wait: bool
 ) -> StoreInfo | None:
-    """Return the store's version and settings; None if `stopping` is set first. Retry while the
-    store is unreachable: MAX_TRIES times, or without limit if `wait` is true."""
+    """Return the store's version and settings; None if `stopping` is set before the store replies.
+    Retry while the store is unreachable: MAX_TRIES times, or without limit if `wait` is true."""
     backoff, tries = Backoff(cap=AWAY_CAP_S) if wait else Backoff(), MAX_TRIES
     while True:
         try:

@@ -36,7 +36,7 @@ from qsync.value_text import shorten
 log: Final = logging.getLogger("qsync.server")
 
 QUEUES_INTERVAL_S: Final = 1.0
-"""Interval between two reads of which queues have schedules to check, in seconds."""
+"""Interval at which a server reads which queues have schedules to check, in seconds."""
 
 MAX_CHECK_INTERVAL_S: Final = 60.0
 """Longest time between two checks of a queue's schedules, in seconds."""

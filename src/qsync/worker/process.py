@@ -40,7 +40,7 @@ from qsync.server.metrics import MetricRow
 log: Final = logging.getLogger("qsync.worker")
 
 FIRST_S: Final = 1.0
-"""How long after a child is ready an error still counts as a failure to start, in seconds."""
+"""Time after a child is ready in which an error still counts as a failure to start, in seconds."""
 
 LINE_LIMIT: Final = 16 * 1024 * 1024
 """Maximum size of one report, in bytes; a list of imported files can be long."""
@@ -189,7 +189,7 @@ class Child:
         return self.code
 
     def has_ended(self, code: int) -> None:
-        """Record that the child has ended, with its leases released and its output read."""
+        """Record that the child has ended, its leases are released and its output has been read."""
         self.code = code
         self.ended.set()
         self.changed.set()

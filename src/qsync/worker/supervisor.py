@@ -226,7 +226,8 @@ class Supervisor:
                 await slot.changed.wait()
 
     async def _launch(self, slot: _ChildSlot) -> Child:
-        """Start and return a new child; if the start fails, the child has already ended."""
+        """Start and return a new child; if the start fails, return a child that has already
+        ended."""
         child = Child(slot.number, self._plan)
         self._launching += 1
         try:

@@ -95,9 +95,9 @@ if not generation then
 end
 
 -- Return a reply; each reply has the time, the generation, and whether the queue is paused.
--- The first message may exceed max_bytes, but no client writes a message of over 32 MiB. A server
--- that could not receive a longer message in time would ask for it again and again, so it gets only
--- the beginning, which it cannot decode.
+-- The first message may exceed max_bytes, but no client writes a message of over 32 MiB. If a
+-- longer message took too long to receive, the server would request it again and again, so the
+-- script returns only its beginning, which the server cannot decode.
 local function answer(fields)
   local first = fields.messages and fields.messages[1]
   if first and #first > 33554432 then

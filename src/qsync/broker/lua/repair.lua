@@ -246,7 +246,7 @@ mend['hold kept'] = function(id)
   return redis.call('HDEL', KEYS.holds, id) == 1
 end
 
--- Let a task hold its limits again, and count it.
+-- Restore the limits that a task holds, and count the task for them.
 mend['hold lost'] = function(id)
   if has(KEYS.holds, id) or not is_unfinished(id) or redis.call('ZSCORE', KEYS.limited, id) then
     return false

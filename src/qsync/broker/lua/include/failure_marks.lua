@@ -6,8 +6,8 @@ local function new_error_counts()
   return { order = {}, by_error = {}, by_mark = {}, lengths = {} }
 end
 
--- Return the length of a mark with its header from its last 12 characters; 0 if they are not the
--- end of a mark.
+-- Return the length of a mark and its header, read from the last 12 characters of the mark; 0 if
+-- these characters are not the end of a mark.
 local function mark_length(tail)
   if not string.find(tail, '^%x%x%x%x%x%x%x%x%x%x%x%x$') then
     return 0

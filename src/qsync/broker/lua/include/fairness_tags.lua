@@ -71,7 +71,8 @@ local function members_of(ids)
   return members
 end
 
--- Return the lowest tag of a priority in pending and limited; without tasks, its virtual time.
+-- Return the lowest tag of a priority in pending and limited; if no task has the priority, its
+-- virtual time.
 local function head_of_band(priority)
   local pending = lowest_of_band(KEYS.pending, priority)
   local limited = limits_used and lowest_of_band(KEYS.limited, priority)

@@ -66,7 +66,8 @@ local function release_leases(ids, keep_progress)
   end
 end
 
--- Let ids be enqueued again at once, since an operator or client removed these tasks on purpose.
+-- Allow these ids to be enqueued again at once, since an operator or client removed these tasks on
+-- purpose.
 local function forget_recent_ids(ids)
   if #ids > 0 and redis.call('EXISTS', KEYS.recent) == 1 then
     redis.pcall('ZREM', KEYS.recent, unpack(ids))

@@ -20,8 +20,8 @@ local function type_limit(message)
   return last >= first and table.concat({ '@', string.sub(message, first, last) }) or nil
 end
 
--- Return the position after the text, bytes, number or flag at `at` in msgpack. (cmsgpack does not
--- support bytes.)
+-- Return the position after the msgpack value that begins at `at`: a text, bytes, a number or a
+-- flag. (cmsgpack does not support bytes.)
 local function after_element(message, at)
   local kind = string.byte(message, at)
   local first = kind >= 0xd9 and 0xd9 or 0xc4 -- kinds of texts and bytes, by bytes of their length

@@ -151,8 +151,9 @@ local function replace_holder(now, head, message, option, holder)
   return 'duplicate'
 end
 
--- Replace holders; `replacing` alternates places and holders. If several tasks replace one holder,
--- only the last is used. Appends the place, outcome and holder of each task to `others`.
+-- Replace holders; `replacing` alternates places and holders. If several tasks of a call replace
+-- one holder, only the last of them has an effect. Appends the place, outcome and holder of each
+-- task to `others`.
 local function replace_holders(now, head, tasks, replacing, others)
   local last, outcomes = {}, {}
   for at = 1, #replacing, 2 do

@@ -128,7 +128,7 @@ local function count_waiters(limit, items)
   return #waiter_items.list(items, 1) + redis.call('ZLEXCOUNT', KEYS.waiters, waiter_items.range(limit))
 end
 
--- Add its id to the entry of a limited task whose tag another task now gets as well.
+-- Add the id to the entry of a limited task, because another task now gets the same tag.
 local function lengthen_entry(tag, id)
   local message = redis.call('HGET', KEYS.tasks, id)
   local limits = limits_of_message(message)
