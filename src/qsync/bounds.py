@@ -77,11 +77,11 @@ def bytes_phrase(number: int) -> Phrase:
 _NOTES: Final = {
     # full, drops the oldest
     (True, True): phrase(
-        "full: %(used)s (%(bound)s); an enqueue into a full queue drops the oldest"
+        "full: %(used)s (%(bound)s); an enqueue into a full queue drops the oldest tasks"
     ),
     (True, False): phrase("full: %(used)s (%(bound)s); an enqueue into a full queue is refused"),
     (False, True): phrase(
-        "nearly full: %(used)s (%(bound)s); an enqueue into a full queue drops the oldest"
+        "nearly full: %(used)s (%(bound)s); an enqueue into a full queue drops the oldest tasks"
     ),
     (False, False): phrase(
         "nearly full: %(used)s (%(bound)s); an enqueue into a full queue is refused"

@@ -199,7 +199,7 @@ class BulkEnqueue(Generic[T]):
 
 
 def fitting(trip: RoundTrip, replies: Sequence[list[Enqueued] | QsyncError]) -> Chunk | None:
-    """Return the tasks of the first refused call that the queue still has room for, or None."""
+    """Return those tasks of the first refused call for which the queue has room, or None."""
     for chunk, reply in zip(trip.chunks, replies, strict=True):
         if isinstance(reply, QueueFull) and reply.room:
             return Chunk(chunk.indices[: reply.room], chunk.tasks[: reply.room])

@@ -39,7 +39,7 @@ from qsync.value_text import shorten
 
 if TYPE_CHECKING:
     from qsync.client import AsyncClient, AsyncHandle, Client, Handle
-    from qsync.embedded import Embedded  # imported below for embedded:// only: it needs fcntl
+    from qsync.embedded import Embedded  # imported below, since it needs fcntl
     from qsync.inspector import Inspector
     from qsync.instrumentation import Extension, Sender
     from qsync.task_builder import TaskBuilder
@@ -130,7 +130,7 @@ class Connections:
 
     def _with_provider(self, provider: CredentialProvider) -> Address:
         if not isinstance(self._where, Address):
-            raise ConfigError("credential_provider: an embedded:// store has no users")
+            raise ConfigError("credential_provider: an embedded:// store has no users; omit it")
         return with_provider(self._where, provider)
 
     @contextlib.contextmanager
@@ -346,8 +346,9 @@ class LoopClient:
         self.client = client
         self._shared = shared
         self._guard = self._until_closed()
+        # Run the generator up to its `yield`; it awaits nothing before.
         with contextlib.suppress(StopIteration):
-            self._guard.asend(None).send(None)  # run up to its yield; nothing is awaited before
+            self._guard.asend(None).send(None)
 
     async def _until_closed(self) -> AsyncGenerator[None, None]:
         try:

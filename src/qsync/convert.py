@@ -102,7 +102,8 @@ def converter(annotation: Any) -> Convert:
             return decode(data)
         except msgspec.ValidationError as error:
             failed = error
-        try:  # try again with decoded extensions, which the annotation may treat as text
+        # Decode extensions and try again: their values may match where an extension does not.
+        try:
             return msgspec.convert(as_it_is(data), rewritten, dec_hook=_revive)
         except msgspec.ValidationError:
             raise failed from None

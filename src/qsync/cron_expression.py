@@ -92,7 +92,8 @@ def _problem(fields: list[str], error: str) -> Phrase:
     values = {"error": error, "value": f"{value!r:.80}", "range": _RANGES[name]}
     if set(value) & set("-/"):
         return phrase(
-            "%(error)s %(value)s; use %(range)s; a range goes up, and a step is at least 1",
+            "%(error)s %(value)s; use %(range)s; a range must ascend, "
+            "and a step must be at least 1",
             **values,
         )
     return phrase("%(error)s %(value)s; use %(range)s", **values)

@@ -58,10 +58,10 @@ def folder_of(url: str) -> Path:
     if name == url:
         raise ConfigError("url: must have the form embedded://[folder]")
     if "?" in name or "#" in name:
-        msg = "it takes no options; write ? as %3F and # as %23 in the folder name"
-        raise ConfigError(f"url: embedded://...: {msg}")
+        msg = "embedded:// takes no options; write ? as %3F and # as %23 in the folder name"
+        raise ConfigError(f"url: {msg}")
     if re.match("[^/]*:.*@", name):
-        raise ConfigError("url: embedded://...: it takes only a folder, no user or password")
+        raise ConfigError("url: embedded:// takes only a folder, without a user or password")
     return Path(unquote(name) or ".qsync").expanduser().absolute()
 
 
@@ -375,7 +375,8 @@ def _opened(path: Path) -> Iterator[int]:
     try:
         yield lock
     finally:
-        fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: a forked child may have a copy
+        # Unlock before closing: closing alone keeps the lock if a forked child has a copy.
+        fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)
 
 

@@ -279,7 +279,7 @@ def revive(code: int, data: memoryview) -> Any:
     invalid."""
     if code != CODE:
         return Ext(code, bytes(data))
-    inner = _decode(data)  # not copied: each level of nesting would hold a copy
+    inner = _decode(data)  # without a copy for each level of nesting
     failed = f"msgpack extension {CODE} holds no value that this version knows"
     try:
         name, content = inner

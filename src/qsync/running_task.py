@@ -28,7 +28,8 @@ def nonce_of_parent() -> bytes | None:
     nonce. Returns None outside of a handler that a server runs.
     """
     current = running.get(None)
-    if current is None or not current.task.enqueued_at_us:  # 0 in a plain context without a server
+    # A plain context, outside of a server, has the enqueue time 0.
+    if current is None or not current.task.enqueued_at_us:
         return None
     parent = current.task
     name = f"{parent.queue} {parent.id} {parent.enqueued_at_us}"

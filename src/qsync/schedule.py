@@ -158,10 +158,11 @@ class Cron:
             wall = self._match_until(change.first - _SECOND)
         return None
 
-    # cronsim only gets readings of the local clock, without a time zone. At clock changes, cronsim
+    # cronsim gets only readings of the local clock, without a time zone. At clock changes, cronsim
     # 2.8 itself returns past times (in the second of two equal hours), drops its rules for
-    # expressions of six fields, and loses ticks when the change is half an hour. It always finds a
-    # match: __post_init__ checks that, and every kind of year recurs within 40 years.
+    # expressions of six fields, and loses ticks when the change is half an hour. Here it
+    # always finds a match: __post_init__ has found one, and every kind of year recurs within 40
+    # years.
 
     def _match_after(self, wall: datetime) -> datetime:
         return next(cron_matches(self.expression, wall))
@@ -334,7 +335,7 @@ def check_schedule_name(name: object, field_name: str = "name") -> str:
 def _time_zone(tz: object) -> tzinfo:
     if tz == "UTC":
         return UTC  # needs no time zone database
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # here, like cronsim
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # imported here, like cronsim
 
     if not isinstance(tz, str):
         raise InvalidTask(

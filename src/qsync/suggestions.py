@@ -67,7 +67,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return `; did you mean '...'?` with the most similar known name, or "" if none is similar."""
     if not isinstance(name, str):
         return ""
-    import difflib  # here, since few programs misspell a name
+    import difflib  # imported here, since few programs need it
 
     names = list(known)
     equivalent = EQUIVALENTS.get(name.lstrip("_"))

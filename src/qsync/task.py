@@ -148,7 +148,7 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
 
     def replace(self, **changes: Any) -> Task:
         """Return a copy with some fields changed. Raise InvalidTask if a field is wrong."""
-        # msgspec.structs.replace of msgspec 0.19 skips __post_init__, and so the checks.
+        # Call the class: msgspec.structs.replace of msgspec 0.19 skips the checks of __post_init__.
         return type(self)(**{**msgspec.structs.asdict(self), **changes})
 
 

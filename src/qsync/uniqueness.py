@@ -114,5 +114,7 @@ def _window_us(unique: bool | Duration | None, unique_key: str | None) -> int | 
         return 0
     window = duration_us("unique", unique)
     if window == 0:
-        raise InvalidTask("unique: 0 is not a time; True holds the lock until the task is finished")
+        raise InvalidTask(
+            "unique: 0 is not a duration; True holds the lock until the task has ended"
+        )
     return window

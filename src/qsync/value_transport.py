@@ -79,7 +79,7 @@ class ValueTransport:
         types."""
         type_name = "None" if value is None else type(value).__qualname__
         if not re.fullmatch(r"Expected `[^`]*`, got `[^`]*`", why):
-            return f"{type_name} does not fit the annotation: {why}"
+            return f"{type_name} does not match the annotation: {why}"
         annotation = self._annotation
         name = (
             annotation.__qualname__

@@ -150,7 +150,7 @@ def test_invalid_credentials_are_refused_without_being_shown(
         ("redis://h", object(), "credential_provider: object has no method get_credentials"),
         ("redis://u@h", Tokens(user="x"), "the store at redis://h:6379 has a username already"),
         ("redis://:p@h", Tokens(user="x"), "has a password already; pass only one"),
-        ("embedded://", Tokens(user="x"), "an embedded:// store has no users"),
+        ("embedded://", Tokens(user="x"), "an embedded:// store has no users; omit it"),
     ],
 )
 def test_provider_beside_credentials_in_the_url_is_refused(

@@ -487,4 +487,4 @@ def test_dry_runs_change_nothing(live: Live) -> None:
     assert live.ok("queue", "show", "mail", "--json").json["states"]["scheduled"] == 1
     live.ok("task", "retry", id)
     said = live.refused("task", "reschedule", id, "--delay", "5s", "--dry-run")
-    assert "it is pending: only scheduled and retried tasks can be rescheduled" in said
+    assert "the task is pending; only scheduled and retried tasks can be rescheduled" in said

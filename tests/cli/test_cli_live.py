@@ -111,7 +111,9 @@ def test_impossible_actions_on_a_schedule_are_refused(nightly: Live) -> None:
     )
     assert "there is no queue nowhere" in live.refused("schedule", "list", "--queue", "nowhere")
     assert "add --yes" in live.refused("schedule", "delete", "night", code=2)
-    assert "a server published it" in live.refused("schedule", "delete", "night", "--yes")
+    assert "a server published this schedule" in live.refused(
+        "schedule", "delete", "night", "--yes"
+    )
     assert live.do(live.inspector.schedule("night", queue="other"))
 
 

@@ -116,7 +116,7 @@ def test_scheduled_task_names_its_due_time(store: Store, prefix: str) -> None:
         assert told.sentence.startswith(f"Scheduled for {at:%Y-%m-%d %H:%M:%S} UTC (in 3 h ")
         with store.client() as client:
             client.zadd(bed.keys().key("scheduled"), {"a": 5_000_000})
-        assert "due now: it starts when a server next looks" in (await why(bed, "a")).sentence
+        assert "due now: the task starts when a server next looks" in (await why(bed, "a")).sentence
 
     run(store, prefix, work)
 
@@ -263,10 +263,10 @@ def test_debounced_task_is_explained(store: Store, prefix: str) -> None:
         await bed.enqueue(Task("t", 1, id="a", **key, debounce=60, debounce_max=600))
         told = await why(bed, "a")
         assert (told.reason, told.at is None) == ("debounced", False)
-        assert "It runs 1 min after the last call with its unique key, at the latest at 20" in (
+        assert "It runs 1 min after the last call with its unique key, but no later than 20" in (
             told.sentence
         )
-        assert told.sentence.endswith(" UTC, 10 min after the first call.")
+        assert told.sentence.endswith(" UTC, which is 10 min after the first call.")
         await bed.enqueue(Task("t", 2, id="b", **key, on_duplicate="replace"))
         detail = await bed.inspector.task("a")
         assert detail is not None

@@ -235,4 +235,7 @@ def test_doctor_names_a_limit_that_nothing_will_open() -> None:
     state = LimitState("x", 0, 0, 3, None, None)
     page = LimitsPage(0, {"x": TWO}, {}, [state], "0")
     [text] = problems_of([QueueLimits("default", page, 0.0)])
-    assert text == "tasks wait for x of default, and nothing will start them: run --audit"
+    assert (
+        text == "tasks wait for x of default, and nothing will start "
+        "them: run `qsync doctor --audit`"
+    )

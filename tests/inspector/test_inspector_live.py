@@ -425,7 +425,7 @@ async def test_schedule_that_no_server_publishes_is_forgotten(store: Store, pref
             await wait_until_async(there)
             refused = await inspector.forget_schedule("night", queue="other")
             assert (refused.outcome, refused.why) == (
-                "refused", "a server published it less than 3 min ago",
+                "refused", "a server published this schedule less than 3 min ago",
             )  # fmt: skip
         with store.client() as client:
             client.hset(keys.key("schedules"), "@night", 5)

@@ -404,7 +404,7 @@ def test_skipped_local_time_is_not_due() -> None:
         ("", "UTC", "cron=''"),
         ("* * * *", "UTC", r"cron='\* \* \* \*': 4 fields; use 5 \(minute, hour, day,"),
         ("0 25 * * *", "UTC", "Bad hour '25'; use 0 to 23$"),
-        ("*/0 * * * *", "UTC", r"Bad minute '\*/0'; use 0 to 59; a range goes up, and a step is"),
+        ("*/0 * * * *", "UTC", r"Bad minute '\*/0'; use 0 to 59; a range must ascend, and a step"),
         ("70 * * * * *", "UTC", "Bad second '70'; use 0 to 59$"),
         ("60 * * * *", "UTC", "cron='60 .*Bad minute"),
         ("@daily", "UTC", r"cron='@daily': names are not supported; use '0 0 \* \* \*'"),

@@ -373,7 +373,7 @@ class Cat(Animal):
         (list[int], (1, 2), "expected list, got tuple"),
         (tuple[int, ...], [1, 2], "expected tuple, got list"),
         (set[int], frozenset({1}), "expected set, got frozenset"),
-        (list[float], [Decimal(1)], "does not fit the annotation"),
+        (list[float], [Decimal(1)], "does not match the annotation"),
         (Animal, Cat("a"), "expected Animal, got Cat"),
         (list[Animal], [Animal("a"), Cat("a")], "[1]: expected Animal, got Cat"),
         (Secret, Dog(shown=1), "expected Secret, got Dog"),

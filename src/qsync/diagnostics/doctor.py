@@ -78,7 +78,11 @@ class Doctor:
             findings.append(await self._bounds(broker))
         except StoreUnavailable as error:
             return [
-                Finding("connection", "problem", f"{error}: check the URL, and that the store runs")
+                Finding(
+                    "connection",
+                    "problem",
+                    f"{error}: check the URL, and whether the store is running",
+                )
             ]
         finally:
             await broker.aclose()
@@ -354,7 +358,7 @@ def clock(skew: float) -> Finding:
     if abs(skew) < SKEW_WARNING_S:
         return Finding("clock", "ok", f"this machine's clock is {shown}")
     level: Level = "problem" if abs(skew) >= SKEW_PROBLEM_S else "warning"
-    text = f"this machine's clock is {shown}: process_at and deadlines are off by that; use NTP"
+    text = f"this machine's clock is {shown}: process_at and deadlines are off by as much; use NTP"
     return Finding("clock", level, text)
 
 

@@ -86,7 +86,10 @@ def problems_of(limits: Sequence[QueueLimits]) -> list[str]:
             "start: declare one with app.limit(...) or qsync limit set"
         )
     if stuck:
-        texts.append(f"tasks wait for {_named(stuck)}, and nothing will start them: run --audit")
+        texts.append(
+            f"tasks wait for {_named(stuck)}, and nothing will start them: "
+            "run `qsync doctor --audit`"
+        )
     if long:
         texts.append(
             f"the first task that waits for a limit has waited too long in {_named(long)}: "

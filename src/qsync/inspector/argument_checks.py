@@ -56,7 +56,7 @@ _KINDS: Final[dict[str, tuple[str, Callable[[object], bool]]]] = {
     "SearchQuery": ("a SearchQuery", lambda value: isinstance(value, SearchQuery)),
     "Sequence[str]": ("a list of strings", _are_texts),
 }
-"""By annotation: what an argument of this kind is called, and a check whether a value is one."""
+"""By annotation: the name of this kind of argument, and a function that recognizes its values."""
 
 
 def check_arguments(cls: C) -> C:

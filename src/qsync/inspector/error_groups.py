@@ -157,7 +157,8 @@ class _ErrorsMixin(_BulkMixin):
         """
         checked = one_of(FAILING, state, "grouped by error")
         type = None if filter is None else filter.type
-        if filter is None or filter == Filter(type=type):  # all tasks of a group have the same type
+        # All tasks of a group have the same type, so a filter by type can select whole groups.
+        if filter is None or filter == Filter(type=type):
             part = await self._counted_part(queue, checked, cursor)
             groups = [group for group in part.groups if type is None or fits(type, group.type)]
             return msgspec.structs.replace(part, groups=groups)

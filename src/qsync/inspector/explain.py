@@ -143,11 +143,14 @@ def _pending(facts: Facts, blank: Explanation) -> Explanation:
 
 def _limited(facts: Facts, blank: Explanation) -> Explanation:
     info = facts.waits_for
-    sentences = [phrase("Its limit has just opened: it starts when a server next looks for tasks.")]
+    sentences = [
+        phrase("Its limit has just opened: the task starts when a server next looks for tasks.")
+    ]
     if facts.waits_for_type:
         sentences = [
             phrase(
-                "The pause of %(type)s is over: it starts when a server next looks for tasks.",
+                "The pause of %(type)s is over: the task starts when a "
+                "server next looks for tasks.",
                 type=quoted_type(facts),
             )
         ]
@@ -241,8 +244,8 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
         reasons.append("replaced")
         sentences.append(
             phrase(
-                "A later call with its unique key waits: when this attempt has ended, the task "
-                "runs again with the payload of that call, not before %(time)s.",
+                "A later call with its unique key waits: when this attempt has ended, "
+                "but not before %(time)s, the task runs again with the payload of that call.",
                 time=again,
             )
         )

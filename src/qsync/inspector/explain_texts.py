@@ -19,11 +19,13 @@ HOLDERS_SHOWN: Final = 5
 """Number of tasks that a sentence names as holders of a limit."""
 
 PAST_DEADLINE: Final = phrase(
-    "Its deadline has passed: it will be dead as soon as a server takes it."
+    "Its deadline has passed: the task will be dead as soon as a server takes it."
 )
-DIED: Final = phrase("Its server died: it returns to the queue when a server next looks for tasks.")
+DIED: Final = phrase(
+    "Its server died: the task returns to the queue when a server next looks for tasks."
+)
 EXPIRED: Final = phrase(
-    "Its lease has expired: it returns to the queue when a server next looks for tasks."
+    "Its lease has expired: the task returns to the queue when a server next looks for tasks."
 )
 
 
@@ -154,8 +156,8 @@ def later_call_sentences(facts: Facts) -> list[Phrase]:
         return [phrase("It runs %(length)s after the last call with its unique key.", length=delay)]
     return [
         phrase(
-            "It runs %(length)s after the last call with its unique key, at the latest at "
-            "%(latest)s, %(longest)s after the first call.",
+            "It runs %(length)s after the last call with its unique key, but no later than "
+            "%(latest)s, which is %(longest)s after the first call.",
             length=delay, longest=timedelta(microseconds=options.debounce_max_us),
             latest=from_us(message.enqueued_at_us + options.debounce_max_us),
         )
@@ -218,7 +220,7 @@ def due_phrase(facts: Facts, due_at: datetime) -> Phrase:
     left_us = facts.task.shown.score - facts.located.now_us
     if left_us <= 0:
         return phrase(
-            "%(time)s (due now: it starts when a server next looks for tasks)", time=due_at
+            "%(time)s (due now: the task starts when a server next looks for tasks)", time=due_at
         )
     return phrase("%(time)s (in %(length)s)", time=due_at, length=timedelta(microseconds=left_us))
 

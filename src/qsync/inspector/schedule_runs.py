@@ -144,7 +144,7 @@ class _ScheduleRunsMixin(_SchedulesMixin):
         source = published[0].task if row is None else row
         tasks = [task_of_schedule(source, tick_id(name, at_us), queue) for at_us in ticks]
         if any(task is None for task in tasks):
-            why = "no server of this version published its task"
+            why = "no server of this version published the task of this schedule"
             return Backfill(ticks=len(ticks), enqueued=0, skipped=0, refused=why)
         new = await self._not_run(name, queue, [task for task in tasks if task is not None])
         if dry_run:

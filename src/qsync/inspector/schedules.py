@@ -218,7 +218,7 @@ class _SchedulesMixin(Base):
         # The id has the form of a tick's id, so that servers record how the run ends.
         task = task_of_schedule(source, tick_id(name, tick_ms * 1000), queue)
         if task is None:
-            return refused(phrase("no server of this version published its task"))
+            return refused(phrase("no server of this version published the task of this schedule"))
         task = with_nonce(task, new_nonce())
         try:
             [reply] = await self._broker.run(enqueue_once(keys, [task]))
@@ -248,7 +248,9 @@ class _SchedulesMixin(Base):
         if gone:
             return Change(outcome="done")
         silence = timedelta(microseconds=LIVE_US)
-        return refused(phrase("a server published it less than %(length)s ago", length=silence))
+        return refused(
+            phrase("a server published this schedule less than %(length)s ago", length=silence)
+        )
 
 
 def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo:
@@ -261,8 +263,8 @@ def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo
             problem = "a custom schedule: only its server can compute the next runs"
         else:
             ticks = _ticks(schedule, now_us)
-            # Before the first tick, the store holds the time of the first start or of the resume
-            # instead.
+            # Until the first tick, the stored time is that of the first start or of the resume,
+            # which is no tick.
             last_us = last_us if schedule.previous(last_us) == last_us else 0
     except InvalidTask as error:  # e.g. the time zone is unknown on this machine
         problem = str(error)

@@ -92,7 +92,8 @@ class _TasksMixin(Base):
             if not more or len(rows) == limit:
                 break
         end = None if not more or place is None else cursor_at(place)
-        if is_kept:  # completed and cancelled tasks are stored in one set
+        # Count completed and cancelled tasks separately, since one set stores both.
+        if is_kept:
             total = (await self._broker.run(views.counts(keys))).states[checked]
         return Page(tasks=rows, cursor=end, total=total, scanned=scanned, unread=unread)
 
@@ -101,7 +102,7 @@ class _TasksMixin(Base):
         shown = await self._show(id, queue)
         if shown is None:
             return None
-        # In a thread: the message may be large, even above the current limit on payloads.
+        # Decode in a thread: the message may be large, even above the current limit on payloads.
         task = await asyncio.to_thread(decode_task, id, shown)
         lock = task.options.lock or ""
         located = await self._broker.run(views.pending_position(self._keys(queue), id, lock=lock))
@@ -200,7 +201,7 @@ class _TasksMixin(Base):
             return Change(outcome="not_found")
         if reply.due_us is None:
             why = phrase(
-                "it is %(state)s: only scheduled and retried tasks can be rescheduled",
+                "the task is %(state)s; only scheduled and retried tasks can be rescheduled",
                 state=reply.state,
             )
             return refused(why, state=reply.state)

@@ -150,7 +150,7 @@ class _TypesMixin(Base):
         parts: list[type_ops.StoredTypeStats] = await self._run_all(calls)
         blocks = {field: data for part in parts for field, data in part.blocks.items()}
         reports = {field: data for part in parts for field, data in part.reports.items()}
-        # In a thread, since a hundred types take tens of milliseconds.
+        # Decode in a thread, since a hundred types take tens of milliseconds.
         return await asyncio.to_thread(TypeHistory, blocks, reports, type_ids)
 
     async def _sample(self, queue: str, state: TaskState) -> tuple[Sample, Counter[str]]:
