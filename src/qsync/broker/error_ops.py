@@ -47,9 +47,10 @@ class ErrorCounts:
 def count_errors(
     keys: QueueKeys, state: TaskState, *, after: PageKey | None = None, known: Iterable[str] = ()
 ) -> Call[ErrorCounts]:
-    """Count the dead or retried tasks before `after`, in descending order, by error.
+    """Count, by error, a part of the dead or retried tasks, from the latest to the oldest.
 
-    Errors in `known` are returned without their last task.
+    `after` is the position of the last task that the previous call counted. Errors in `known` are
+    returned without their last task.
     """
     score, id = after or ("", "")
     raw = id.encode(errors="surrogateescape")

@@ -63,7 +63,7 @@ class Capacity:
         are quick, these tasks let a thread begin its next task without waiting for the event
         loop."""
         self._refill_below = 0
-        """The server fetches again when `ready` has no more than this number of tasks."""
+        """Number of tasks in `ready` at or below which the server fetches again."""
         self._throughput = 0.0
         self._measured_at = time.monotonic()
 

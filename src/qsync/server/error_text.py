@@ -86,8 +86,8 @@ def program_trace(error: BaseException) -> str:
     """Return the traceback for the log, with only the program's own frames; "" if it has no frames.
 
     It leaves out frames of the standard library, of installed packages and of qsync, unless there
-    are no other frames. So if the program itself is installed, its traceback includes its
-    libraries.
+    are no other frames. So if the program itself is an installed package, its tracebacks also show
+    its libraries.
     """
     if isinstance(error, BadPayload | NeverRun | ResultNotKept):
         return ""

@@ -1,8 +1,8 @@
 """A pool of processes for `def` handlers that use much CPU time or may have to be killed.
 
 Each process has its own sockets, so killing it in the middle of a message affects no other process.
-If the tasks of a process are quick, the pool sends it a few more ahead, and can take them back as
-long as they have not begun.
+If the tasks of a process are quick, the pool sends it a few more tasks in advance, and can take
+them back until they begin.
 """
 
 from __future__ import annotations

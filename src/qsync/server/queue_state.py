@@ -310,7 +310,8 @@ class QueueState:
         self.rules_generation = ""
         self.store_now_us: int = 0
         self.store_now_read_at: float = 0.0
-        """The store's time at the last fetch, or 0, and when that fetch was sent, by boot_s."""
+        """The store's time at the last fetch (0 before the first), and when that fetch was sent, by
+        boot_s."""
 
     def store_time_us(self) -> int:
         """Return an upper bound for the store's time now, in us; 0 before the first fetch."""

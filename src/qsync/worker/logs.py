@@ -84,7 +84,8 @@ def is_set_up() -> bool:
 
 
 def add_task(record: logging.LogRecord) -> bool:
-    """Add the current task's fields to a record of a handler; as a filter, keep every record."""
+    """Add the current task's fields to a record that a handler logs; as a filter, keep all
+    records."""
     around = running.get(None)
     if around is not None and not hasattr(record, "task_id"):
         vars(record).update(fields_of(around.task))

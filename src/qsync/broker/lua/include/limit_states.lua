@@ -361,7 +361,7 @@ local function release_ready(ids)
   subtract_held(ids, 'ready')
 end
 
--- Let no task that holds the limit start before `moment`.
+-- Close a limit: no task that holds it starts before `moment`.
 local function close_limit(limit, moment)
   local state = touch_limit(limit)
   state.closed = math.max(state.closed, moment)
