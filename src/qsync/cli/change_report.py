@@ -25,7 +25,7 @@ class Outcome:
     change: Change
 
     def as_dict(self, key: str) -> dict[str, Any]:
-        """Return the outcome as a JSON object; `key` is the name of the id's field."""
+        """Return the outcome as a JSON object; `key` names the field that holds the id."""
         change = self.change
         fields = {
             "state": change.state, "holder": change.holder, "server": change.server,

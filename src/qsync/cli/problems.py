@@ -19,8 +19,8 @@ MAX_LINES: Final = 10
 async def errors_of(inspector: Inspector, queues: Sequence[QueueInfo]) -> dict[str, int]:
     """Return the number of different errors of the unacknowledged dead tasks, by queue.
 
-    Covers up to MAX_LINES queues; leaves out queues with more dead tasks than one read can group
-    (about 20,000).
+    Covers up to MAX_LINES queues; leaves out queues with more than about 20,000 dead tasks, which
+    one read cannot group.
     """
     numbers = {}
     for info in [info for info in queues if info.died is not None][:MAX_LINES]:

@@ -24,7 +24,8 @@ ChangeTask = Callable[..., Awaitable[Change]]
 
 @dataclass(frozen=True, slots=True)
 class TaskChange:
-    """A change to tasks in one of the states, selected by id or by filters in steps."""
+    """A change to tasks in any of `states`: to tasks by id, or in steps to all that match
+    filters."""
 
     states: tuple[TaskState, ...]
     verb: str

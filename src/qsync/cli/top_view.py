@@ -33,7 +33,7 @@ TASKS_READ: Final = 100
 
 TITLE_LINES: Final = 3
 HEADER_LINES: Final = 2
-"""Number of lines of the title, and of each table in addition to its rows."""
+"""Number of lines that the title takes, and that each table takes in addition to its rows."""
 
 STATES: Final = (
     TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE, TaskState.SCHEDULED, TaskState.RETRY,
@@ -220,7 +220,8 @@ def _per_second(rate: float) -> str:
 
 
 def _share_lines(lengths: list[int], height: int | None) -> list[int]:
-    """Return how many rows of each table fit; short tables leave their share to the others."""
+    """Return how many rows of each table fit; lines that a short table does not need go to the
+    others."""
     if height is None:
         return lengths
     free_lines = max(0, height - TITLE_LINES - HEADER_LINES * len(lengths))

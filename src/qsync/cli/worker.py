@@ -219,7 +219,8 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _unserved(app: Qsync, served: Sequence[str]) -> str:
-    """Return the queues of the app's tasks that this worker does not serve, as text, or ""."""
+    """Return a text that names the queues of the app's tasks that this worker does not serve, or
+    ""."""
     types: dict[str, list[str]] = {}
     for name, function in sorted(app.functions.items()):
         queue = function.defaults.get("queue", DEFAULT)

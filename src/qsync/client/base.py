@@ -131,7 +131,8 @@ class ClientBase:
         )
 
     def _packet(self, keys: QueueKeys, task: NewTask, call_id: tuple[str, int]) -> bytes | None:
-        """Return the encoded call that enqueues a task; None if it must go as a `Call`."""
+        """Return the encoded call that enqueues a task; None if the task must be sent as a
+        `Call`."""
         if not self._sends_packets or has_options(task) or self._announcer.is_due(keys.queue):
             return None
         return pack_enqueue(keys, task, *call_id)
@@ -139,8 +140,8 @@ class ClientBase:
     def _registration(self, queue: str) -> Call[Any] | None:
         """Return the call that registers the queue in the store, to be sent with its tasks.
 
-        Return None if no registration is due, and in a cluster, where the call may belong to
-        another node and is sent in the background.
+        Return None if no registration is due. In a cluster, always return None: the call may belong
+        to another node, and is sent in the background.
         """
         if not self._announcer.due(queue):
             return None

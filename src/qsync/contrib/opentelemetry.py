@@ -200,7 +200,8 @@ def _with_headers(task: Any, carrier: dict[str, str]) -> Any:
 
 
 def _carrying_context(task: TaskInfo) -> TaskInfo:
-    """Return the task for the handler, with the run's context in its headers to pass on."""
+    """Return the task for the handler, with the run's context in its headers so that it is passed
+    on."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return structs.replace(task, headers={**task.headers, **carrier}) if carrier else task

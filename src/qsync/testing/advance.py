@@ -80,7 +80,7 @@ class Advance:
         return how far the clock was moved.
 
         The clock moves a quarter of a lease at a time. A single jump would look like an outage of
-        the store, which delays the recovery of expired leases.
+        the store, after which expired leases are recovered later.
         """
         queues = []
         for queue in await self._queues(broker):

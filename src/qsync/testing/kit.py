@@ -161,7 +161,7 @@ class _AnyKit:
             if isinstance(by, int | float):
                 raise ConfigError(f"advance: {by} has no unit; pass e.g. seconds={by}")
             raise ConfigError(
-                f"advance: {shorten(by)} is not a timedelta; pass one, or e.g. days=1"
+                f"advance: {shorten(by)} is not a timedelta; pass a timedelta, or e.g. days=1"
             )
         try:
             delta = timedelta(**units) if by is None else by

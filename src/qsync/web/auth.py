@@ -1,4 +1,5 @@
-"""Authentication: by a token with a sign-in form, by a function of the host app, or by that app."""
+"""Authentication: by a token with a sign-in form, by a function of the host app, or by the host app
+itself."""
 
 from __future__ import annotations
 

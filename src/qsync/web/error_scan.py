@@ -62,8 +62,7 @@ NOTHING: Final = ErrorScan([], 0, 0, False)
 
 
 class ErrorScanner:
-    """Runs one scan at a time for all pages; if there are many tasks, it pauses half of the
-    time."""
+    """Runs one scan at a time for all pages; a scan of many tasks pauses half of the time."""
 
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
@@ -79,7 +78,8 @@ class ErrorScanner:
         self._asked_at = 0.0
 
     async def read(self) -> ErrorScan:
-        """Return the last scan, or the unfinished first one; begin a new one if it is old."""
+        """Return the last scan, or the unfinished first one; begin a new scan if the last one is
+        old."""
         self._begin_if_old()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=WAIT_S)

@@ -212,7 +212,7 @@ class Site:
         return parse_form(await request.body())
 
     def acting(self, request: Request) -> Inspector:
-        """Return the inspector that makes the changes for a request, recorded as one action."""
+        """Return the inspector for the changes of a request, which are recorded as one action."""
         inspector = request.scope.get("qsync.acting")
         if not isinstance(inspector, Inspector):
             user = str(request.scope.get("qsync.user") or "") or "dashboard"

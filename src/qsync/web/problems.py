@@ -81,7 +81,8 @@ async def paused_types_of(site: Site, queues: Sequence[QueueInfo]) -> list[tuple
 async def unhandled_of(
     site: Site, unknown: Mapping[str, Sequence[str]]
 ) -> dict[str, list[tuple[str, str]]]:
-    """Return the types without a handler by queue, and how many of their tasks wait, as text.
+    """Return the types without a handler by queue, each with a text that says how many of its tasks
+    wait.
 
     The numbers are counted at most once per COUNTED_FOR_S, for all open pages.
     """

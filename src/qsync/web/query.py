@@ -54,7 +54,7 @@ class Fields:
         return [value[:MAX_LENGTH] for key, value in self.pairs if key == name][:maximum]
 
     def number(self, name: str, default: int, minimum: int, maximum: int) -> int:
-        """Return a whole number clamped to the bounds; the default if it is not a number."""
+        """Return a whole number clamped to the bounds; the default if the text is not a number."""
         try:
             value = float(self.text(name, 40))
         except ValueError:

@@ -182,7 +182,7 @@ def _sum(each: Sequence[Figures]) -> Figures:
 
 
 def _of(sample: TimedFigures, queue: str | None, *, is_first: bool = False) -> Figures | None:
-    """Return the figures of a queue, or of all queues; None if the sample has none.
+    """Return the figures of a queue, or of all queues; None if the sample lacks them.
 
     is_first   a queue that is missing from the sample did not exist yet, so its figures are 0
     """

@@ -92,7 +92,7 @@ def _reported(stats: TypeStats) -> list[Start]:
 
 
 def _unreported(stats: TypeStats, servers: Sequence[ServerInfo]) -> list[Start]:
-    """Return the starts of running servers that no report with the same time and version covers."""
+    """Return the starts of running servers for which no report has the same time and version."""
     starts = []
     for server in servers:
         version = server.app_version or f"qsync {server.version}"

@@ -41,8 +41,8 @@ class QsyncConfig(AppConfig):
 def _import_tasks() -> None:
     """Import the tasks; under `manage.py check`, print an error in QSYNC as a failed check.
 
-    A task imports the app of the project, so an invalid setting ends this import before the checks
-    run. Other commands and programs raise the error.
+    Task modules import the app of the project, so an invalid setting ends this import before the
+    checks run. Other commands and programs raise the error.
     """
     try:
         autodiscover_modules("tasks")

@@ -28,7 +28,7 @@ class CommitCallback:
 
 
 _callbacks: Final = WeakSet[CommitCallback]()
-"""Callbacks of all threads: an async test does not run in the thread of its transaction."""
+"""Callbacks of all threads, because an async test does not run in the thread of its transaction."""
 
 
 def at_commit(database: str, send: Callable[[], None]) -> None:

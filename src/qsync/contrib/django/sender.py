@@ -45,7 +45,7 @@ class ProjectSender:
         self.outbox: DjangoOutbox = DjangoOutbox(connections)
 
     def enqueue(self, task: Task[Any], sent: Sent = _nothing) -> Handle[Any]:
-        """Send the task now or at the commit; `sent` is called once the store has it."""
+        """Send the task now or at the commit; `sent` is called once the store has the task."""
         client = self._connections.shared()
         later = self._defer(task, sent)
         if later is not None:

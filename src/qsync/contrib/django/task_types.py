@@ -157,7 +157,7 @@ def from_json(task: Any, value: Any) -> Task[Any]:
 
 
 def stored_call(payload: Any) -> tuple[list[Any], dict[str, Any]] | None:
-    """Return the positional and keyword arguments of a stored payload; None if it has another
+    """Return the positional and keyword arguments in a stored payload, or None if it has another
     form."""
     if not isinstance(payload, dict) or payload.keys() != {"args", "kwargs"}:
         return None

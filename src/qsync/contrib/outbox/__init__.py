@@ -3,7 +3,7 @@
     outbox = Outbox(app, table="qsync_outbox")
 
     session.add(outbox.row(send.build(7)))           # SQLAlchemy, sync or async
-    with outbox.transaction(connection) as rows:     # psycopg 3; `async with` for its async one
+    with outbox.transaction(connection) as rows:     # psycopg 3; `async with` if it is async
         rows.add(send.build(7))
 
     async with app.server(), outbox.relay(engine): ...

@@ -26,8 +26,8 @@ row is sent at once; otherwise it would wait until that time."""
 
 COMPARED_ROWS: Final = 20
 COMPARED_BYTES: Final = 1024 * 1024
-"""Maximum number and size of earlier rows of a queue that a process reads before it sends a row
-that replaces another task. If there are more, a relay sends that row."""
+"""Limits on the number and the size of the earlier rows in its queue that a process reads before it
+sends a row that replaces another task. If there are more, a relay sends that row."""
 
 COUNTED: Final = 10_000
 """Number at which a count of the rows in the backlog stops."""
@@ -140,7 +140,8 @@ def due_rows(*, ids: Collection[str], queues: Collection[str]) -> DueRows:
 
 
 def fitting_ids(sizes: Sequence[tuple[str, int]]) -> list[str]:
-    """Return the ids of the first rows that fit into a batch, at least one; takes ids and sizes."""
+    """Return the ids of the first rows that fit into a batch, at least one; `sizes` has (id, size)
+    pairs."""
     ids: list[str] = []
     total = 0
     for id, size in sizes:
@@ -152,8 +153,8 @@ def fitting_ids(sizes: Sequence[tuple[str, int]]) -> list[str]:
 
 
 def comparable_ids(sizes: Sequence[tuple[str, int]]) -> list[str] | None:
-    """Return the ids of earlier rows, or None if they are too many or too large to read; takes ids
-    and sizes."""
+    """Return the ids of earlier rows, or None if they are too many or too large to read; `sizes`
+    has (id, size) pairs."""
     if len(sizes) > COMPARED_ROWS or sum(size for _, size in sizes) > COMPARED_BYTES:
         return None
     return [id for id, _ in sizes]

@@ -46,7 +46,7 @@ BACKLOG_INTERVAL_S: Final = 5.0
 """Time between two measurements of the backlog, in seconds."""
 
 OLD_S: Final = 60.0
-"""Age of a row above which a warning is logged, and interval of the warning, in seconds."""
+"""Age of a row above which a warning is logged, and time between two such warnings, in seconds."""
 
 UNREADABLE: Final = 1000
 """Maximum number of unreadable rows that a relay skips."""

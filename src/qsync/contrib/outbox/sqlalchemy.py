@@ -98,7 +98,7 @@ def make_entity(table: Table) -> type[Any]:
 
 
 def take(connection: Connection, table: Table, selection: DueRows) -> tuple[list[UnsentRow], bool]:
-    """Lock and return rows, and whether further rows may be due; SQLite has no row locks."""
+    """Return rows, locked except on SQLite, and whether further rows may be due."""
     columns = table.c
     query = (
         select(columns.id, func.length(columns.message))
