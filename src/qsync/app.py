@@ -48,14 +48,14 @@ class Qsync(Registry):
 
     prefix          prefix of all keys in the store; default: QSYNC_PREFIX, or else "qsync"
     mux             handlers for the servers, in addition to those of `@app.task`
-    payload_limit   largest encoded payload, bytes; also largest encoded result, unless
+    payload_limit   maximum size of an encoded payload, in bytes, and of an encoded result, unless
                     `result_limit` is set
-    patience        how long clients retry before they raise StoreUnavailable, seconds; `math.inf`
-                    means no limit
+    patience        how long clients retry before they raise StoreUnavailable, in seconds;
+                    `math.inf` means no limit
     durability      default durability of enqueues: "fsync", "replica" or None (no wait); see
                     `Client.enqueue`
-    confirm_timeout longest wait for the confirmation, seconds; after that, the handle's `confirmed`
-                    is False
+    confirm_timeout longest wait for the confirmation, in seconds; after that, the `confirmed` of
+                    the handle is False
     remember_ids    how long the store refuses a second task with an id that a caller chose, counted
                     from the first enqueue, even if the first task has left the queue; default: an
                     hour; 0: only while the first task is in the queue

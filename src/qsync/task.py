@@ -76,9 +76,9 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     times are aware datetimes.
 
     queue         name of the queue
-    id            1 to 128 printable ASCII characters, no spaces; by default a random id. The store
-                  refuses a second task with the same id, even if the first has left the queue, for
-                  an hour after the first enqueue, or `Qsync(remember_ids=...)`
+    id            1 to 128 printable ASCII characters, no spaces; by default a random id. For an
+                  hour after the enqueue (`Qsync(remember_ids=...)` changes this time), the store
+                  refuses a second task with this id, even if the first has left the queue.
     retry         maximum number of attempts after the first attempt fails; `Qsync` has no option
                   for its default
     retry_delay   time before each retry: a duration, a list of durations (the last one repeats) or

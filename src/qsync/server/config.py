@@ -119,9 +119,9 @@ class Config:
     strict            if True, drain queues in order of weight instead of sharing slots
     lease             duration of a task's lease; the server renews it every third of that time
     sweep             longest time between two checks of a queue for tasks and upkeep
-    max_crashes       number of times that a server may die while it runs a task, before the task
-                      is dead
-    shutdown_timeout  how long running tasks may continue after a stop; then they are handed back
+    max_crashes       how many times servers may die while they run a task; the last of these
+                      crashes makes the task dead
+    shutdown_timeout  how long running tasks may continue after a stop before they are handed back
     timeout           timeout of one attempt, for tasks without a timeout of their own
     retry_delay       retry delay for tasks without their own: None, a time, a list of times, an
                       ExponentialBackoff, or (attempt, error) -> time
@@ -130,8 +130,8 @@ class Config:
     threads           threads for `def` handlers; by default the number of CPUs + 4, but at most 32
                       and at most concurrency
     processes         processes for `executor="process"` handlers; None means the number of CPUs
-    max_hung          maximum number of handlers that ignore an order to stop; if there are more,
-                      `run` ends with an error; None means the same as concurrency
+    max_hung          how many handlers may ignore an order to stop before `run` ends with an
+                      error; None means as many as concurrency
     result_limit      maximum size of an encoded result, in bytes; by default the app's
                       payload_limit. A task whose result is larger, or cannot be encoded, becomes
                       dead
