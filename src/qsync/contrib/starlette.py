@@ -197,7 +197,7 @@ class MountedDashboard:
         """Pass the request to the dashboard. Raise ConfigError if the site is not running."""
         if self._dashboard is None:
             raise ConfigError(
-                "mount_dashboard: the lifespan of the site is not running; mounted applications "
-                "have no lifespan: mount the dashboard in the outermost application"
+                "mount_dashboard: the lifespan of the site is not running; mount the dashboard in "
+                "the outermost application, since mounted applications have no lifespan"
             )
         await self._dashboard(scope, receive, send)

@@ -269,6 +269,12 @@ class QueueState:
     fetch, and if the program has no limits. While the data have another generation, the store
     leases no tasks with limits to the server."""
 
+    store_now_us: int
+    """The store's time at the last fetch; 0 before the first fetch."""
+
+    store_now_read_at: float
+    """Time at which the last fetch was sent, by boot_s."""
+
     def __init__(self, keys: QueueKeys) -> None:
         self.keys: QueueKeys = keys
         self.name: str = keys.queue
@@ -308,10 +314,8 @@ class QueueState:
         self.unknown_type_at = -1e9
         self.generation = None
         self.rules_generation = ""
-        self.store_now_us: int = 0
-        self.store_now_read_at: float = 0.0
-        """The store's time at the last fetch (0 before the first), and when that fetch was sent, by
-        boot_s."""
+        self.store_now_us = 0
+        self.store_now_read_at = 0.0
 
     def store_time_us(self) -> int:
         """Return an upper bound for the store's time now, in us; 0 before the first fetch."""
