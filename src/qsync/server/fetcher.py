@@ -281,7 +281,8 @@ class Fetcher:
     ) -> None:
         """Block on the wake list, and send a fetch behind the wait, which saves one round trip.
 
-        Only a server of one queue can do so, since nothing else may fill the slots in the meantime.
+        Only a server of one queue can send both, since nothing else may fill the slots in the
+        meantime.
         """
         queue.requested, queue.sent_at = slots, boot_s()
         queue.blocked_until = queue.sent_at + seconds

@@ -30,7 +30,7 @@ class Isolation:
         self._task: asyncio.Task[None] | None = None
 
     def watch(self, leased: LeasedTask) -> None:
-        """Let other tasks join this suspect if it still runs at the end of its time alone."""
+        """Allow other tasks to join this suspect if it still runs when its time alone is over."""
         seconds = self._suspects.alone_s(leased)
         self._loop.call_later(seconds, self._check, leased)
 

@@ -232,7 +232,7 @@ class _PeriodicQueue:
                 await asyncio.sleep(self._backoff.next())
 
     async def _learn(self) -> float:
-        """Read the store's time and the last ticks; return when to do so again, by boot_s."""
+        """Read the store's time and the last ticks; return when to read them again, by boot_s."""
         self._register()
         before_us = self._ahead_us
         for start in range(0, len(self._entries), op_values.BATCH_SIZE):

@@ -82,8 +82,9 @@ RELEASED: Final = Phase.RELEASED
 class LeasedTask(msgspec.Struct, eq=False, gc=False):
     """A task on which this server holds a lease.
 
-    A busy server holds thousands of them, so the garbage collector does not track them. Therefore,
-    a reference cycle through `task`, `timer` or `call` must be broken when the task ends.
+    The garbage collector does not track these objects, since a busy server holds thousands of them.
+    Therefore, a reference cycle through `task`, `timer` or `call` must be broken when the task
+    ends.
     """
 
     queue: QueueState

@@ -402,7 +402,7 @@ class Runner:
         self.see_suspect_end()
 
     def see_suspect_end(self) -> None:
-        """Let other tasks start once the store has recorded how the suspect ended.
+        """Allow other tasks to start once the store has recorded how the suspect ended.
 
         Before that, a server crash would count against the suspect even if another task caused it.
         """

@@ -213,7 +213,7 @@ class TypeReports:
 async def roll_up(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> bool:
     """Put a queue's reports of past minutes into blocks; return False if there are none.
 
-    If two servers do so at the same time, one of them changes nothing.
+    If two servers roll up the same reports at the same time, one of them changes nothing.
     """
     minute = now_us // MINUTE_US
     call = type_ops.type_stats(keys, [DIRECTORY], reports=type_ops.REPORTS_READ)

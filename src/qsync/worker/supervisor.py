@@ -35,7 +35,7 @@ RETRY_START_S: Final = 0.2
 """Delay before the second attempt to start a child, in seconds; it doubles with each attempt."""
 
 STEADY_S: Final = 2.0
-"""Lifetime, in seconds, after which a child that ends is restarted almost at once, so that one
+"""Lifetime, in seconds, from which a child that ends is restarted almost at once, so that a single
 crash hardly delays other tasks. The delay doubles each time a child ends earlier than that."""
 
 REPLACEMENT_START_S: Final = 60.0

@@ -15,7 +15,7 @@
 -- REPLY[2] operator  text  bounds of an operator; empty: none
 -- REPLY[3] waiting   int   number of waiting tasks
 -- REPLY[4] recorded  int   size of all messages; -1: the queue does not record it
--- REPLY[5] counted   int   the same, counted now; -1: not requested
+-- REPLY[5] counted   int   size of all messages, counted now; -1: not requested
 check_schema()
 local known = redis.call('HMGET', KEYS.meta, 'bounds', '!bounds', 'bytes')
 return reply({

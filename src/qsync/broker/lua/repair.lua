@@ -204,7 +204,7 @@ mend['limit count'] = function(limit)
   return true
 end
 
--- Let settle_limits check the limit: this moves waiters or finds out when the limit opens.
+-- Touch the limit, so that settle_limits moves its waiters or stores the time at which it opens.
 mend['limit shut'] = function(limit)
   local state = touch_limit(limit)
   return has_waiter(limit, state) and not is_limit_full(state)
@@ -315,7 +315,7 @@ mend['several wakes'] = function()
   return true
 end
 
--- Let servers read the schedule now; they will set its next tick.
+-- Make the schedule due now, so that a server reads it and sets its next tick.
 mend['no tick'] = function(id)
   if not has(KEYS.stored_schedules, id) or redis.call('ZSCORE', KEYS.next_ticks, id) then
     return false

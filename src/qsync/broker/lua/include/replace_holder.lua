@@ -121,11 +121,11 @@ local function change_waiting(now, head, message, option, holder, set_key, store
   end
 end
 
--- Let a task replace the holder of its lock. Returns the outcome: `replaced`; or `duplicate` if the
--- holder has ended and only the window of its lock is left. In that case, another task may already
--- have its id. If this call has dropped the holder to make room for its other tasks, the outcome is
--- `replaced`, as if the holder had been replaced first and dropped afterwards. A repeated call
--- finds its own message and makes no change.
+-- Replace the holder of a task's lock with the task. Returns the outcome: `replaced`; or
+-- `duplicate` if the holder has ended and only the window of its lock is left. In that case,
+-- another task may already have its id. If this call has dropped the holder to make room for its
+-- other tasks, the outcome is `replaced`, as if the holder had been replaced first and dropped
+-- afterwards. A repeated call finds its own message and makes no change.
 local function replace_holder(now, head, message, option, holder)
   if dropped_ids[holder] then
     return 'replaced'
