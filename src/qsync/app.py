@@ -38,7 +38,7 @@ class Qsync(Registry):
         unix:///path/to/socket
         redis+cluster://host:port,host:port          any nodes of a cluster; rediss+cluster://
         redis+sentinel://host:port,host:port/name    the Sentinels and the service that they monitor
-        embedded://[folder]                          a private Valkey; `.qsync` without a folder
+        embedded://[folder]                          a private Valkey; default folder: `.qsync`
 
     Options go in the query of the URL. `url` may also be a client of redis-py or valkey-py (Redis
     or RedisCluster, blocking or asyncio, created through Sentinel or not). The app copies the
@@ -183,7 +183,7 @@ class Qsync(Registry):
         snoozed    (task, error)  the handler raised Snooze, and the task is back in the store
         failed     (task, error)  an attempt failed, and the store has recorded it; `task.final` is
                                   True if no retry follows
-        dead       (task, error)  the task is dead; it will not run again
+        dead       (task, error)  the task is dead; it runs again only if an operator re-runs it
 
         Neither SkipRetry nor a Retry with attempts left counts as a failure. `async def` functions
         run on the event loop of the client or server. `def` functions for "enqueued" run in the

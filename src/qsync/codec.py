@@ -102,7 +102,8 @@ def tagged(value: object, *, sort: bool = False) -> object:
 
 
 def _misfit(value: object, place: str = "") -> str | None:
-    """Return where msgpack cannot encode a value, and why; None if it can encode all of it."""
+    """Return where msgpack cannot encode a value, and why; None if it can encode the whole
+    value."""
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         text = "only integers from -2**63 to 2**64 - 1 can be encoded; pass this one as a string"
     elif isinstance(value, str) and not _is_unicode(value):

@@ -69,7 +69,7 @@ def validated(
     declared: DeclaredLimits | None = None,
 ) -> NewTask:
     """Encode a task to send. Raise InvalidTask if the task is invalid, or if the app declares one
-    of its limits for another queue; raise LeaseLost as `check_lease` does."""
+    of the task's limits for another queue; raise LeaseLost as `check_lease` does."""
     if running.get(None) is not None:
         check_lease()
     checked = task if type(task) is Task else checked_task(task)

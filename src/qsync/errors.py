@@ -16,7 +16,7 @@ QsyncError
 ├── Retry                raised by a handler to have the task run again
 ├── SkipRetry            raised by a handler to have the task end as dead
 └── Snooze               raised by a handler to have the task run later, without an attempt
-    └── RateLimited      Snooze that also stops other tasks of one of its limits until then
+    └── RateLimited      Snooze that also closes one of the task's limits for that time
 """
 
 from __future__ import annotations

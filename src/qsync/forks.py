@@ -72,7 +72,8 @@ def _reset() -> None:
 
 
 def _forked() -> None:
-    """Reset in a child that Python has forked; a thread of its parent may have held the lock."""
+    """Reset in a child that Python has forked. Replace the lock, since a thread of the parent may
+    have held it."""
     global _lock
     _lock = threading.Lock()
     _reset()

@@ -19,7 +19,8 @@ class CallId(NamedTuple):
 
 
 class CallSequences:
-    """Gives each enqueue call of a client a sender and a sequence number while it is in flight.
+    """Gives each enqueue call of a client a sender and a sequence number while the call is in
+    flight.
 
     A sender has one call in flight, so the store keeps only its last number. A client has as many
     senders as concurrent calls. The most recently released sender is reused first, so that the

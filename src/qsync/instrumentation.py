@@ -51,6 +51,6 @@ class Extension:
 
 
 def missing(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
-    """Return the error for a part of qsync whose extra is not installed, with the pip command."""
+    """Return the error, with the pip command, for a part of qsync whose extra is not installed."""
     msg = f"{error.name} is not installed: {install_command(extra)}"
     return ModuleNotFoundError(msg, name=error.name)

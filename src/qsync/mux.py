@@ -332,7 +332,7 @@ def _handler_problem(function: object, *, takes_task: bool) -> str | None:
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Return whether a call with `count` positional arguments matches the signature, if known."""
+    """Return whether `count` positional arguments match the signature; True if it is unknown."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # e.g. a builtin

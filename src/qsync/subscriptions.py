@@ -90,12 +90,13 @@ class Placement:
         raise NotImplementedError
 
     def _on_refused(self, channel: str, error: Exception) -> None:
-        """Handle a refusal by the node that holds the channel. Not called again for the refusals
-        that follow it directly."""
+        """Handle a refusal by the node that holds the channel. Only the first of several
+        consecutive refusals calls this method."""
         raise NotImplementedError
 
     def _on_broken(self, node: str, error: Exception) -> None:
-        """Handle a connection error. Not called again for the errors that follow it directly."""
+        """Handle a connection error. Only the first of several consecutive errors calls this
+        method."""
         raise NotImplementedError
 
     # Nodes.

@@ -20,8 +20,7 @@ class Uniqueness(NamedTuple):
     """The checked options; an option that is not set is None."""
 
     window_us: int | None = None
-    """Minimum time for which the lock is held; 0 means until the task has ended, None means no
-    lock."""
+    """Minimum time for which the lock is held; 0: only until the task has ended; None: no lock."""
     replaces: bool = False
     """Whether the task replaces another task that holds the lock."""
     debounce_us: int | None = None

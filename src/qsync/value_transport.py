@@ -90,7 +90,8 @@ class ValueTransport:
 
 
 def difference(sent: Any, got: Any) -> str | None:
-    """Return where and how `got` differs from `sent`, without values; None if they are equal."""
+    """Return where and how `got` differs from `sent`, without quoting values; None if they are
+    equal."""
     cls = type(sent)
     if cls is not type(got):
         if cls in (int, bool) and type(got) is float and got == sent:

@@ -212,7 +212,8 @@ class _BulkMixin(_TasksMixin):
 
 
 def stored_in(state: TaskState) -> TaskState:
-    """Return the state in which the store keeps the tasks of a state."""
+    """Return the state under which the store keeps the tasks of a state: cancelled tasks are kept
+    as completed."""
     return TaskState.COMPLETED if state is TaskState.CANCELLED else state
 
 

@@ -167,10 +167,9 @@ class _ErrorsMixin(_BulkMixin):
         return ErrorPart(groups=groups, scanned=rest.scanned, cursor=rest.cursor)
 
     async def acknowledge_dead(self, queue: str, *, until: datetime | None = None) -> int:
-        """Record that operators know about the tasks that died up to this time, by default up to
-        now.
+        """Acknowledge the tasks that died up to this time, by default up to now.
 
-        They stay dead, but the overview and `qsync stats` no longer report them as a problem.
+        The tasks stay dead, but the overview and `qsync stats` no longer report them as a problem.
         Returns how many of them had not been acknowledged before; the action is recorded.
         """
         until_us = None if until is None else datetime_us("until", until)

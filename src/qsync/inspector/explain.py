@@ -215,7 +215,8 @@ def _waiting(
     reasons: list[Reason],
     due_at: datetime,
 ) -> Explanation:
-    """Explain a scheduled task or a retry, and what will stop it from starting when it is due."""
+    """Explain a scheduled task or a retry, including what will keep it from starting when it is
+    due."""
     for reason, sentence in blockers_of(facts, blank.paused):
         reasons.append(reason)
         sentences.append(sentence)

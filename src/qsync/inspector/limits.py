@@ -35,7 +35,7 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     program       rule of the program for the name
     operator      rule of an operator for the limit, or else for its name
     in_use        number of tasks under the limit that run, or that a server has leased
-    ready         number of tasks that the limit allows to start, and that wait for a server
+    ready         number of tasks that the limit allows to start, but that still wait for a server
     waiting       number of tasks that wait for the limit; a task counts for only one of its limits
     opens_at      when the store tries to start the first waiting task; None if that task waits for
                   another to end, or if no task waits

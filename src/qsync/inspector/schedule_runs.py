@@ -40,8 +40,8 @@ class ScheduleRun(msgspec.Struct, frozen=True, kw_only=True):
     tick      scheduled time of the run; for a manual run, the time of the request
     made      tick | manual | backfill
     outcome   completed, failed (the task died) or cancelled; missed: no server was running, and
-              `missed_from` is the first of the ticks missed in a row; or the state of its task; or
-              unknown: the task has left the queue and no server recorded its outcome
+              `missed_from` is the first of the ticks missed in a row; unknown: the task has left
+              the queue and no server recorded its outcome; otherwise the state of its task
     started_at, duration   start and duration (seconds) of the last attempt
     task      id of its task
     """
@@ -70,7 +70,8 @@ class Backfill(msgspec.Struct, frozen=True, kw_only=True):
     enqueued  number of enqueued tasks; in a dry run, number of tasks that would be enqueued
     skipped   number of ticks that already ran, according to the store, or whose task is in the
               queue
-    refused   why no task, or no task after the first `enqueued`, was enqueued, e.g. a full queue
+    refused   why some or all of the tasks were not enqueued, e.g. a full queue; None if nothing was
+              refused
     """
 
     ticks: int

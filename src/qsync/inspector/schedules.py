@@ -205,8 +205,8 @@ class _SchedulesMixin(Base):
         The schedule's ticks stay the same.
 
         `duplicate`: another task, `holder`, holds the unique lock. `refused`: the queue is full,
-        the stored schedule cannot be read, or servers published no usable task, because creating
-        the task failed or their version of qsync is another one.
+        the stored schedule cannot be read, or servers published no usable task, because they failed
+        to create it or run another version of qsync.
         """
         keys = self._keys(queue)
         now_us, published = await self._broker.run(views.schedules(keys, name))

@@ -71,8 +71,7 @@ class SearchStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Target(NamedTuple):
-    """The tasks of a state in a queue; `size` is the number of tasks in the stored set that has
-    them.
+    """The tasks of a state in a queue; `size` is the number of tasks in the set that stores them.
 
     The store keeps completed and cancelled tasks in one set.
     """
