@@ -193,7 +193,7 @@ def unknown_name(names: Sequence[str], name: str, noun: str, *, if_none: str = "
 
 
 async def exit_unknown_queue(inspector: Inspector, name: str) -> NoReturn:
-    """Exit because there is no such queue."""
+    """Exit with a message that there is no such queue."""
     check_name("queue", name)
     names = await inspector.queue_names()
     hint = f" with prefix {inspector.prefix}: are --url and --prefix or {PREFIX} right?"

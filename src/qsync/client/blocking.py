@@ -265,7 +265,7 @@ class Client(ClientBase):
                     raise
 
     def _send_one(self, keys: QueueKeys, call: Call[list[Enqueued]]) -> list[Enqueued] | QsyncError:
-        """Send one call; retry it with StoreUnavailable."""
+        """Send one call; retry it if it fails with StoreUnavailable."""
         if call.wait is not None or self._announcer.is_due(keys.queue):
             [reply] = self._send(keys, [call])
             return reply

@@ -131,7 +131,10 @@ async def _waiting_of(site: Site, queue: str, type: str) -> tuple[int, bool]:
 
 
 def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
-    """Return the queues that have a backlog and no server. Pure except for the language."""
+    """Return the queues that have a backlog and no server.
+
+    The result depends only on the arguments and the language of the request.
+    """
     if not fleet.servers:
         return []  # the overview reports the lack of servers once, for all queues
     text = _("no running server takes its tasks.")
@@ -143,8 +146,10 @@ def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
 
 
 def floods(shares: Mapping[str, KeyShares]) -> list[Problem]:
-    """Return the queues whose backlog mostly belongs to one fairness key. Pure except for the
-    language."""
+    """Return the queues whose backlog mostly belongs to one fairness key.
+
+    The result depends only on the arguments and the language of the request.
+    """
     problems = []
     for queue, share in shares.items():
         key = next(iter(share.keys), "")

@@ -1,4 +1,4 @@
-"""qsync in a Django project. Extra `django`; docs/django.md shows a whole project.
+"""qsync in a Django project. Needs the extra `django`; docs/django.md shows a whole project.
 
     INSTALLED_APPS = [..., "qsync.contrib.django"]
     QSYNC = {"URL": "redis://localhost:6379", "PREFIX": "shop", "ENQUEUE": "on_commit"}

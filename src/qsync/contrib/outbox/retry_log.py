@@ -55,7 +55,7 @@ class RetryLog:
         self._failures.pop(action, None)
 
     def worked(self, action: str) -> None:
-        """Record that an action works."""
+        """Record that an action has succeeded."""
         if action not in self._failures:
             return
         with self._lock:

@@ -125,7 +125,7 @@ class _Sentry:
         return value
 
     async def failed(self, task: TaskInfo, error: BaseException) -> None:
-        """Report an attempt that failed; a hook."""
+        """Report an attempt that failed; this is a hook."""
         if task.final or self._report == "all":
             _capture(task, error)
 
