@@ -206,8 +206,8 @@ def settlement_dropped() -> contextlib.AbstractContextManager[None]:
     """A settlement that the store did not accept is dropped."""
     real = Settler._settle
 
-    async def settle(self: Settler, entries: Any) -> list[Any]:
-        await real(self, entries)
+    async def settle(self: Settler, completed: Any, entries: Any) -> list[Any]:
+        await real(self, completed, entries)
         return []
 
     return exchanged(Settler, "_settle", settle)

@@ -341,6 +341,12 @@ ARRANGED: Final = {"settling not renewed": stalls_without_scripts}
 """Functions that change a history so that it reveals a rare mistake early."""
 
 
+def test_planted_mistakes_take_the_arguments_of_what_they_replace() -> None:
+    for plant in MUTANTS.values():
+        with plant():
+            pass
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in QUICK],

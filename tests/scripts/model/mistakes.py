@@ -7,6 +7,7 @@ in tests/simulation/mutants.py.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -19,8 +20,16 @@ Plant = Callable[[], contextlib.AbstractContextManager[None]]
 
 @contextlib.contextmanager
 def exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of `owner` during the block."""
+    """Set an attribute of `owner` during the block.
+
+    Raises TypeError if a function is replaced by one that does not take its arguments.
+    """
     before = getattr(owner, name)
+    if inspect.isfunction(before) and inspect.isfunction(value):
+        parameters = inspect.signature(before).parameters.values()
+        named = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+        args = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+        inspect.signature(value).bind(*args, **dict.fromkeys(named))
     setattr(owner, name, value)
     try:
         yield
