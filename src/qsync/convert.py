@@ -245,7 +245,8 @@ def _constructed(cls: type, text: str) -> Any:
 
 
 def _is_pydantics(node: Any) -> bool:
-    """Return whether a node is a class of pydantic, or a constraint for it in an Annotated."""
+    """Return whether a node is a class of pydantic, or a constraint for pydantic in an
+    Annotated."""
     return "pydantic" in sys.modules and (
         hasattr(node, "__get_pydantic_core_schema__")
         or hasattr(node, "__pydantic_decorators__")

@@ -93,9 +93,9 @@ class Embedded:
         """Start the store if it is not running, and return the path of its socket.
 
         It may be called again at any time, to restart a store that has stopped. Raises
-        StoreUnavailable, with the end of the log, when the store does not start or answer, and
-        ConfigError when the folder or a file in it belongs to another user, or others may write to
-        it.
+        StoreUnavailable, with the end of Valkey's log, if the store does not start or answer.
+        Raises ConfigError if the folder, or a file in it, belongs to another user or is writable by
+        others.
         """
         with self._mutex:
             try:

@@ -87,7 +87,8 @@ class Batcher(Generic[T, U]):
         self._was_alone = False
         """Whether the last caller that found the batcher idle remained the only caller."""
         self._solo_ended: asyncio.Event | None = None
-        """Set when a caller that found the batcher idle is done; None until `drain` waits."""
+        """Set when the caller that found the batcher idle is done; None until `drain` first waits
+        for it."""
 
     def submit(self, item: T) -> Awaitable[U]:
         """Return an awaitable of the reply; the caller must await it at once.
@@ -268,8 +269,8 @@ class Batcher(Generic[T, U]):
                 future.cancel()
             raise
         self._sent, self._sent_arrivals = [], []
-        # Do this later, so that the next batch is sent first: the store works on it while the
-        # callers of this batch continue.
+        # Resolve the futures in a later callback, so that the next batch is sent first: the store
+        # works on that batch while the callers of this batch continue.
         loop.call_soon(_resolve, futures, replies)
 
 

@@ -37,7 +37,7 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "owner": ("hash", "id -> lease token, <server id>[~<life>]/<fetch number>"),
     "crashes": (
         "hash",
-        "id -> crash count: <n>, <n>+ while a crash counts, <n>! when it died of it",
+        "id -> crash count: <n>, <n>+ while a crash counts, <n>! if the task died of its crashes",
     ),
     "failures": ("hash", "id -> failure record, opaque to the scripts"),
     "results": ("hash", "id -> result record of a completed task"),
@@ -64,7 +64,7 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     ),
     "schedule_runs": (
         "hash",
-        "schedule -> its last 20 runs: tick, how it was made, what came of it, ms; and ! -> the "
+        "schedule -> its last 20 runs: tick, how it was made, outcome, ms; and ! -> the "
         "last schedules that missed a tick",
     ),
     "next_ticks": ("zset", "stored schedules by their next tick, us"),

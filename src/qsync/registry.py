@@ -135,7 +135,7 @@ class Registry:
         dont_retry_for: ErrorClasses | None = None,
         **options: Unpack[TaskOptions],
     ) -> BatchDecorator:
-        """Let servers call the decorated function for several tasks at once.
+        """Register the decorated function as a batch function, which runs several tasks per call.
 
         The function takes a list of TaskInfo, and reads each payload with `task.value()` or
         `task.value(Type)`. `fn.enqueue(payload)` enqueues one task.
@@ -256,11 +256,12 @@ class Registry:
         dont_retry_for: ErrorClasses | None = None,
         **options: Unpack[TaskOptions],
     ) -> Any:
-        """Let the app's servers enqueue the decorated function or task once at each tick.
+        """Make the app's servers enqueue the decorated function or task once at each tick.
 
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
-        every      seconds or a timedelta; ticks are at whole multiples of it since 1970, in UTC
+        every      period, seconds or a timedelta; ticks are at its whole multiples since 1970, in
+                   UTC
         missed     tasks to enqueue for ticks that are over 30 s late because no server ran: none
                    ("skip"), one for all of them ("once") or one for each ("all")
         arguments  arguments of the function, by name, the same at each tick

@@ -104,7 +104,7 @@ class Listeners(_Waits[threading.Event]):
     survive a fork: a forked child needs new Listeners.
 
     `_lock` guards all state. Only a listener's own thread uses its subscription; other threads call
-    just `wake` and `confirmed` of it.
+    only its `wake` and `confirmed`.
     """
 
     def __init__(self, broker: Broker) -> None:

@@ -57,7 +57,7 @@ class StoredStart(msgspec.Struct, array_like=True):
 
 
 def number_of_type(type: str) -> int:
-    """Return the number that stands for a type."""
+    """Return the number that represents a type."""
     return zlib.crc32(type.encode(errors="surrogatepass"))
 
 

@@ -75,7 +75,7 @@ def payload_as_json(payload: bytes, *, is_value: bool, limit: int | None = None)
 
 
 def _escape(match: re.Match[str]) -> str:
-    """Return an invisible character as its JSON escape; other characters unchanged."""
+    """Return an invisible character as its JSON escape, and any other character unchanged."""
     char = match[0]
     return char if char.isprintable() else json.dumps(char)[1:-1]
 

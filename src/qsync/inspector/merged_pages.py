@@ -93,7 +93,8 @@ class _TaskListsMixin(_TasksMixin):
 
 
 def _merge(pages: Sequence[Page], limit: int, *, backwards: bool) -> Page:
-    """Merge sorted pages that start at one position, up to the first position where one ends."""
+    """Merge sorted pages that start at the same position, up to the first position where a page
+    ends."""
     rows = sorted((row for page in pages for row in page.tasks), key=_key, reverse=backwards)
     ends = [place for page in pages if (place := read_cursor(page.cursor)) is not None]
     keys = [_key_of(end.place) for end in ends]

@@ -69,7 +69,8 @@ class _ServersMixin(_LiveServersMixin):
     async def servers(self, *, tasks: bool = True) -> list[ServerInfo]:
         """Return the first thousand live servers, by id.
 
-        With `tasks`, includes their running tasks, from the first 250 active tasks of each queue.
+        With `tasks`, each server has those of its running tasks that are among the first 250 active
+        tasks of their queue.
         """
         _, records = await self._live()
         queues = sorted({queue for record in records for queue in record.queues}) if tasks else []
@@ -143,7 +144,7 @@ class _ServersMixin(_LiveServersMixin):
     async def stop(self, server_id: str) -> Change:
         """Tell a server to stop gracefully, as on SIGTERM.
 
-        A process of `qsync worker` is not started again; when the last one stops, the worker ends.
+        `qsync worker` does not restart the process, and ends when its last process has stopped.
         """
         return await self._order(server_id, "stop")
 
@@ -210,7 +211,8 @@ class _ServersMixin(_LiveServersMixin):
 
 
 def unknown_types_of(records: Sequence[Record]) -> dict[str, list[str]]:
-    """Return, by queue, the types that a server received but none of them handles. Pure."""
+    """Return, by queue, the types that some of these servers received but none of them handles.
+    Pure."""
     handled = {
         (queue, type) for record in records for queue in record.queues for type in record.types
     }
