@@ -15,8 +15,8 @@ GUARANTEES: Final[dict[int, str]] = {
     3: "A server that lost its lease changes nothing.",
     4: "Tasks of a crashed server are pending again within lease + 5 s if any server is alive; "
     "those of a crashed child of `qsync worker` within 1 s.",
-    5: "A task never starts before its time, never after its deadline, and never more often than "
-    "1 + retries + crashes + hand-backs + rollbacks of the store explain.",
+    5: "A task never starts before its time and never after its deadline. The number "
+    "of its starts is at most 1 + retries + crashes + hand-backs + rollbacks of the store.",
     6: "A unique lock never outlives its task and its window, and never expires before they end.",
     7: "Servers survive every error reply from the store: after a temporary error they retry with "
     "jittered delays, and no error stops a server or uses up an attempt of a task.",
@@ -71,7 +71,7 @@ FAULTS: Final[dict[int, str]] = {
     42: "pub/sub messages are lost",
     43: "hundreds of clients reconnect at the same time",
     44: "a dependency is down, and every task fails",
-    45: "the clocks of servers are wrong, and jump",
+    45: "the clocks of servers are wrong or jump",
     46: "the clock of the store jumps",
     47: "the store user has few permissions",
     48: "the store is available only as a cluster",
@@ -102,9 +102,9 @@ FAULTS: Final[dict[int, str]] = {
     70: "the task of an earlier tick is dead",
     71: "a unique lock is left behind",
     72: "a unique lock expires before its task ends",
-    73: "a task ends without the release of its lock",
+    73: "a task ends, and its lock is not released",
     74: "a server leaks slots",
-    75: "a deadline passes in the queue",
+    75: "a deadline passes while the task is in the queue",
     76: "an operator cancels, deletes or runs a task that is already running",
     77: "a queue is paused while servers fetch",
     78: "a queue or a tenant starves",
@@ -117,7 +117,7 @@ FAULTS: Final[dict[int, str]] = {
     84: "half-way through a script, a command is refused or a key has the wrong type",
     # outages
     85: "very many callers wait for an unavailable store",
-    86: "a node of a cluster is unavailable, and an operation does not need it",
+    86: "an operation runs while a node that it does not need is unavailable",
     87: "idle connections are lost without notice",
     88: "a caller repeats an enqueue after its task has left the queue",
     # servers
@@ -130,7 +130,7 @@ FAULTS: Final[dict[int, str]] = {
     95: "a server fails to start in a child of `qsync worker`",
     96: "a handler process is killed after it has started programs or printed lines",
     97: "an operator stops the processes of a worker",
-    98: "an autoscaler reads the load after idle minutes, after bursts, or of other queues",
+    98: "an autoscaler reads the load after idle minutes or bursts, or the load of other queues",
     99: "queues and servers are idle",
     100: "one server has hundreds or thousands of queues",
     101: "tasks end while they wait for a thread or a process",

@@ -177,7 +177,7 @@ def _by_queue(rows: Sequence[MetricRow]) -> list[Metric]:
     )
     dropped = CounterMetricFamily(
         "qsync_type_statistics_dropped",
-        "Runs whose statistics by type the store did not accept.",
+        "Runs that the statistics by type lack because the store refused them.",
         labels=["queue"],
     )
     for queue in {row.queue: None for row in rows}:
@@ -215,7 +215,7 @@ def _optional_gauge(name: str, text: str, value: float | None) -> GaugeMetricFam
 def _build(app_versions: Iterable[str]) -> GaugeMetricFamily:
     build = GaugeMetricFamily(
         "qsync_build_info",
-        "1; the labels are the versions of qsync, of Python and of the program.",
+        "Always 1; the labels are the versions of qsync, of Python and of the program.",
         labels=["version", "python", "app_version"],
     )
     for app_version in sorted(app_versions):
