@@ -53,14 +53,14 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "ticks": ("hash", "schedule -> last tick enqueued, us"),
     "schedules": (
         "hash",
-        "=<schedule> -> what it is, ><schedule> -> its task, @<schedule> -> when a server last "
-        "published it, us, !<schedule> -> since when it is paused, us, by whom and why, and "
-        "#<schedule> -> of each expression a digest, since when it is in force and when a server "
-        "last asked, us",
+        "=<schedule> -> its record, ><schedule> -> its task, @<schedule> -> when a server last "
+        "published it, us, !<schedule> -> start (us), operator and reason of its pause, and "
+        "#<schedule> -> for each expression its digest, the time from which it applies and the "
+        "time at which a server last asked, us",
     ),
     "stored_schedules": (
         "hash",
-        "schedule that a client put -> time of its put, us, 8 bytes, and its record",
+        "schedule that a client put -> time of the put (us, 8 bytes) and its record",
     ),
     "schedule_runs": (
         "hash",
@@ -74,17 +74,16 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "idle": ("zset", "ids of idle servers that a message wakes, by the time of registration, us"),
     "meta": (
         "hash",
-        "paused, weight:<fairness key>, v, swept, day, cursors of sweeps; schema: which layout "
-        "these keys have, 1 when it is not there, 2 with flow control, which scripts check; and "
-        "generation: of the first fetch, <server id>@<time, us>: another one says that the data "
-        "were lost",
+        "paused, weight:<fairness key>, v, swept, day, cursors of sweeps; schema: layout of these "
+        "keys, which scripts check (2 with flow control, 1 if missing); and generation: server "
+        "and time of the first fetch, <server id>@<time, us>; if it changes, the data were lost",
     ),
-    "successors": ("hash", "id -> due us, member and message of its next run, of active tasks"),
+    "successors": ("hash", "id of an active task -> due us, member and message of its next run"),
     "waiters": (
         "zset",
-        "<limit>, a zero byte, the order tag as 8 bytes, and perhaps the id, of limited tasks that "
-        "are not in the state of their limit, by bytes: under the limit that each waits for, or "
-        "@<type>; all scores are 0",
+        "limited tasks that are not in the state of their limit, by bytes: the limit that the task "
+        "waits for or @<type>, a zero byte, the order tag as 8 bytes, and perhaps the id; all "
+        "scores are 0",
     ),
     "holds": ("hash", "id -> its limits, separated by zero bytes, of unfinished tasks not limited"),
     "limits": (
@@ -93,13 +92,14 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     ),
     "limit_rules": (
         "hash",
-        "<name> -> rule of the program, !<name or limit> -> of an operator; @ -> paused types, "
-        "separated by zero bytes, and @<type> -> since when, us, by whom and why",
+        "<name> -> rule of the program, !<name or limit> -> rule of an operator; @ -> paused "
+        "types, separated by zero bytes, and @<type> -> start (us), operator and reason of the "
+        "pause",
     ),
     "openings": ("zset", "limits by the time at which their first waiter can be tried, us"),
     "events": ("stream", "actions of operators, 500 at most: time, us, number, ids, key, record"),
     "stats": ("hash", "counters, and <counter>:<day number> for 90 days"),
-    "type_reports": ("hash", "<minute>:<server> -> what it counted in that minute, by type"),
+    "type_reports": ("hash", "<minute>:<server> -> the counts of that minute, by type"),
     "type_stats": (
         "hash",
         "# -> directory of types, m<hour>:<type> -> its minutes for 48 h, h<day>:<type> -> its "

@@ -260,8 +260,7 @@ class Registry:
 
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
-        every      period, seconds or a timedelta; ticks are at its whole multiples since 1970, in
-                   UTC
+        every      period, seconds or a timedelta; ticks are at its multiples since 1970, in UTC
         missed     tasks to enqueue for ticks that are over 30 s late because no server ran: none
                    ("skip"), one for all of them ("once") or one for each ("all")
         arguments  arguments of the function, by name, the same at each tick
