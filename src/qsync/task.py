@@ -78,7 +78,7 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     queue         name of the queue
     id            1 to 128 printable ASCII characters, no spaces; by default a random id. For an
                   hour after the enqueue (`Qsync(remember_ids=...)` changes this time), the store
-                  refuses a second task with this id, even if the first has left the queue.
+                  refuses a second task with this id, even if the first has left the queue
     retry         maximum number of attempts after the first attempt fails; `Qsync` has no option
                   for its default
     retry_delay   time before each retry: a duration, a list of durations (the last one repeats) or
@@ -87,25 +87,26 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     delay         earliest start, as a duration after the enqueue
     process_at    earliest start, as a time; not together with `delay`
     timeout       maximum duration of one attempt
-    deadline      latest start, as a time: no attempt starts after it, e.g.
-                  `datetime.now(UTC) + timedelta(minutes=10)`; the task must be due before it
+    deadline      latest start, as a time, e.g. `datetime.now(UTC) + timedelta(minutes=10)`: no
+                  attempt starts after it. The task must be due before its deadline
     unique        True: refuse another task with the same type, payload and queue until this task
-                  has finished; a duration: also refuse it for that long after the enqueue
+                  has finished; a duration: refuse it for at least that long after the enqueue, and
+                  until this task has finished
     unique_key    string to compare instead of type and payload; needs `unique`, `on_duplicate` or
                   `debounce`
-    on_duplicate  action when another task holds the unique lock: "raise" DuplicateTask, which is
-                  the default; "skip": return a handle of that task; "replace": give that task this
-                  payload, these options and this due time. If that task is running, it continues,
-                  and then runs again with the new payload
+    on_duplicate  action when another task holds the unique lock. "raise", the default: raise
+                  DuplicateTask. "skip": return a handle to the other task. "replace": give the
+                  other task this payload, these options and this due time; if the other task is
+                  running, it continues, and then runs again with the new payload
     debounce      run this long after the last enqueue with the same `unique_key`, with the payload
                   of the last enqueue; not together with `delay` or `process_at`
-    debounce_max  longest time from the first of these enqueues until the task runs
+    debounce_max  longest time from the first debounced enqueue until the task runs
     priority      1 to 9, by default 5; within a queue, pending tasks with a higher priority start
                   first
     retention     how long the task and its result are kept after success; None means not at all
     limits        at most 4 limits that the task shares with others, e.g. "stripe" or "customer:42";
                   see `app.limit`
-    fairness_key  tasks with different keys share the throughput fairly, e.g. one key per customer
+    fairness_key  tasks with different keys share the throughput fairly; e.g. one key per customer
     headers       mapping of strings to strings for middleware, e.g. a trace context; at most 8 KiB
     """
 

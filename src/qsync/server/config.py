@@ -117,14 +117,16 @@ class Config:
                       by weight
     concurrency       maximum number of tasks that run at the same time
     strict            if True, drain queues in order of weight instead of sharing slots
-    lease             duration of a task's lease; the server renews it every third of that time
+    lease             duration of a task's lease; the server renews the lease three times in this
+                      period
     sweep             longest time between two checks of a queue for tasks and upkeep
     max_crashes       how many times servers may die while they run a task; the last of these
                       crashes makes the task dead
     shutdown_timeout  how long running tasks may continue after a stop before they are handed back
     timeout           timeout of one attempt, for tasks without a timeout of their own
-    retry_delay       retry delay for tasks without their own: None, a time, a list of times, an
-                      ExponentialBackoff, or (attempt, error) -> time
+    retry_delay       delay before each retry, for tasks without a retry delay of their own: None, a
+                      duration, a list of durations, an ExponentialBackoff, or a function
+                      (attempt, error) -> duration
     dead_limit        maximum number of dead tasks that each queue keeps
     dead_age          time for which a queue keeps a dead task
     threads           threads for `def` handlers; by default the number of CPUs + 4, but at most 32
@@ -135,15 +137,17 @@ class Config:
     result_limit      maximum size of an encoded result, in bytes; by default the app's
                       payload_limit. A task whose result is larger, or cannot be encoded, becomes
                       dead
-    prefetch          maximum number of tasks leased before a slot is free; by default as many
-                      as start within 100 ms
+    prefetch          maximum number of tasks that are leased before a slot is free; by default as
+                      many as start within 100 ms
     lifespan          async context manager around the server's work
     middleware        middleware around every handler, the first one outermost
-    on_error          called after every failed attempt; `task.final` is True if the task is dead. A
-                      Retry with attempts left, a SkipRetry and a Snooze do not count as failures
+    on_error          function called after every failed attempt; `task.final` is True if the task
+                      is dead. A Retry with attempts left, a SkipRetry and a Snooze do not count as
+                      failures
     log_errors        detail of a failed attempt in the log: "class", "message" or "traceback"
     allow_eviction    if True, start even if the store's maxmemory-policy may delete tasks
-    server_id         name of the server, e.g. its host; restarts may reuse it; None means random
+    server_id         name of the server, e.g. its host name; a restarted server may use the same
+                      name; None means a random name
     version           version of the program, e.g. a git commit, to mark in the charts of the
                       dashboard; None means the value of the environment variable
                       QSYNC_VERSION, if it is set
