@@ -126,8 +126,12 @@ async def test_parents_that_fill_all_slots_are_logged_and_explained(
             told = await inspector.explain(children[0])
             return "wait for results of tasks in the same queues" in told.sentence
 
+        def warnings() -> list[logging.LogRecord]:
+            return [one for one in caplog.records if "wait for results" in one.getMessage()]
+
         await wait_until_async(explained)
-        told = [one for one in caplog.records if "wait for results" in one.getMessage()]
+        await until(lambda: bool(warnings()))  # the explanation may come before the warning
+        told = warnings()
         assert len(told) == 1
         assert told[0].levelno == logging.WARNING
         assert any(one.id in told[0].getMessage() for one in parents)
