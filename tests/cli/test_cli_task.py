@@ -218,7 +218,7 @@ def test_a_waiting_task_is_rescheduled(live: Live) -> None:
     )
     moved = live.ok("task", "reschedule", "a", "--delay", "15m", "--json").json
     assert (moved[0]["outcome"], moved[0]["state"]) == ("done", "scheduled")
-    assert "it is pending: only scheduled" in live.refused(
+    assert "the task is pending; only scheduled" in live.refused(
         "task", "reschedule", "p", "--delay", "1s"
     )
     live.enqueue(Task("note", id="d", delay=60, deadline=datetime(2090, 1, 1, tzinfo=UTC)))

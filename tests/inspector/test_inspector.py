@@ -538,7 +538,7 @@ def test_a_waiting_task_is_rescheduled(store: Store, prefix: str) -> None:
         for id, state in (("p", "pending"), ("a", "active"), ("c", "completed"), ("d", "dead")):
             refused = await inspector.reschedule_task(id, delay=900)
             assert (refused.outcome, refused.state) == ("refused", state)
-            assert f"it is {state}: " in (refused.why or "")
+            assert f"the task is {state}; " in (refused.why or "")
         assert (await inspector.reschedule_task("none", delay=9)).outcome == "not_found"
         deadline = datetime.now(UTC) + timedelta(hours=1)
         await bed.enqueue(Task("t", id="e", delay=60, deadline=deadline))

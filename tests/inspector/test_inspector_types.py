@@ -56,7 +56,7 @@ def test_paused_type_is_listed_explained_and_resumed(store: Store, prefix: str) 
             assert report.damages == []
             assert (await inspector.resume_type("mail")).ok
             text, reason, _ = await sentence(made, "m1")
-            assert text.startswith("The pause of 'mail' is over: it starts when a ")
+            assert text.startswith("The pause of 'mail' is over: the task starts when a ")
             assert reason == "limited"
             assert (await inspector.resume_type("mail")).outcome == "not_found"
             assert [one.id for one in await lease(made)] == ["m1", "m2"]

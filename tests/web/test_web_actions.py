@@ -130,7 +130,7 @@ async def test_a_waiting_task_is_rescheduled(store: Store, prefix: str) -> None:
             answer = said(await web.send("/task/reschedule", delay=wrong, **form))
             assert answer.startswith(f"Not possible: delay: '{wrong}' is not a number of seconds")
         refused = await web.send("/task/reschedule", delay="9", queue="default", id="p1")
-        assert said(refused).startswith("Not possible: it is pending")
+        assert said(refused).startswith("Not possible: the task is pending")
         deadline = datetime.now(UTC) + timedelta(hours=1)
         await web.bed.enqueue(Task("t", id="d1", delay=60, deadline=deadline))
         late = await web.send("/task/reschedule", delay="3601", queue="default", id="d1")
