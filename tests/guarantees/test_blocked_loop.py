@@ -46,7 +46,7 @@ def test_blocked_loop_keeps_its_leases_and_logs_the_blocker_once(
     assert {event.crashes for event in starts} == {0}
     assert history.of("end", id="block")[0].pid == blocked.pid
     log = blocked.log()
-    assert log.count("blocks the event loop") == 1
+    assert log.count("blocked the event loop") == 1
     assert log.count("in blocks_the_loop") == 1
     assert log.count("WARNING") == 1
     blocked.terminate()
