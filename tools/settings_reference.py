@@ -1,5 +1,4 @@
-"""python -m tools.settings_reference: write the reference of options into
-docs/reference/settings.md.
+"""python -m tools.settings_reference: write the options reference to docs/reference/settings.md.
 
 The options are read from the code: names and defaults from signatures, descriptions from
 docstrings. `--check` reports whether the page is up to date and writes nothing.

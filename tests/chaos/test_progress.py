@@ -27,7 +27,7 @@ def test_first_signal_requests_the_end_and_lines_are_printed_at_their_interval(
         progress.tell(lambda: "3 kills")
         progress.tell(lambda: "too early")
         signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)  # a repeated signal is the same request
+        signal.raise_signal(signal.SIGTERM)  # a repetition within a second is the same request
         assert progress.stopped
         progress._stopped_at -= 2
         with pytest.raises(KeyboardInterrupt):

@@ -46,7 +46,7 @@ def test_a_thousand_forks_mix_up_no_reply(valkey: Store, prefix: str) -> None:
 @pytest.mark.faults(37)
 @pytest.mark.parametrize("seeds", [40, pytest.param(400, marks=pytest.mark.slow)])
 def test_calls_that_are_cancelled_mix_up_no_reply(valkey: Store, prefix: str, seeds: int) -> None:
-    """Half of a seed's 60 calls are cancelled at random moments. The long run makes over 10,000
+    """Half of a seed's 60 calls are cancelled at random moments. The slow variant makes 24,000
     calls."""
     answers = {seed: mixed_up(valkey.url, prefix, seed) for seed in range(seeds)}
     assert {seed: wrong for seed, wrong in answers.items() if wrong} == {}

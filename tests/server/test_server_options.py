@@ -70,7 +70,7 @@ def test_iterable_defaults_apply_to_each_server() -> None:
         ({"concurrency": 0}, "concurrency: 0"),
         ({"concurency": 5}, "concurency: unknown option"),
         ({"on_error": 5}, "on_error: 5"),
-        ({"retry_delay": []}, "retry_delay: 0 times"),
+        ({"retry_delay": []}, "retry_delay: must list"),
         ({"retry_delay": [1, -1]}, "retry_delay: -1"),
         ({"retry_delay": lambda: 5}, r"retry_delay: .* is not `def \(attempt, error\) -> delay`"),
         ({"dead_age": "90d"}, "dead_age: '90d'"),
@@ -142,7 +142,10 @@ def test_worker_uses_the_options_of_the_app(tmp_path: Any, valkey: Store) -> Non
     assert (tmp_path / "middleware").exists()
     assert (tmp_path / "on_error").read_text() == "TimeoutError timed out after 0.2 s False"
     assert "timed out after 0.2 s" in worker.out()
-    assert "1 process of concurrency 3; 1 type: slow; 3 threads for `def` handlers" in worker.out()
+    assert (
+        "1 process, concurrency 3 and 3 threads for `def` handlers in each; 1 type: slow"
+        in worker.out()
+    )
 
 
 def test_options_of_the_worker_override_those_of_the_app(tmp_path: Any, valkey: Store) -> None:
@@ -175,7 +178,7 @@ def test_options_of_the_worker_override_those_of_the_app(tmp_path: Any, valkey: 
         "1.4.2",
     ]
     assert found == repr(expected)
-    assert "; 2 threads for `def` handlers in each" in worker.out()
+    assert " and 2 threads for `def` handlers in each" in worker.out()
 
 
 def test_worker_has_an_option_for_each_setting_that_is_a_value() -> None:

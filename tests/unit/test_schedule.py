@@ -69,8 +69,8 @@ def local(schedule: Cron, after: str, until: str) -> list[str]:
     return [f"{datetime.fromtimestamp(t // SECOND, zone):%d %H:%M%z}" for t in found]
 
 
-# An independent oracle, which shares no code with the implementation: it reads a clock step by step
-# and compares.
+# An independent oracle that shares no code with the implementation: it goes through the local time
+# step by step, and matches each reading of the clock against the expression.
 
 
 class Wanted:

@@ -53,7 +53,7 @@ class Line:
 
 
 class Run:
-    """A peer with its own store."""
+    """One run of a peer, with its own store and log."""
 
     def __init__(self, peer: str, store: Store, folder: Path) -> None:
         self.peer, self.folder = peer, folder

@@ -1,6 +1,7 @@
 # mypy: disable-error-code="no-untyped-call"
 # (redis-py leaves many of its constructors without types)
-"""Make redis-py clients from an address, with all settings of redis-py.
+"""Make redis-py clients from an address. All settings of redis-py are chosen here: those of the
+address, defaults of qsync, and a few that an address cannot change.
 
 The clients never retry, since a blocking read must not run twice. Calls may, so the broker retries
 them. redis-py is imported when the first client is made: see redis_errors.py.

@@ -47,7 +47,9 @@ def doctor(
     audit: Annotated[
         bool,
         typer.Option(
-            "--audit", help="Check the data of the queues instead; only reads, in short steps."
+            "--audit",
+            help="Check the data of the queues instead of the store's settings. Reads "
+            "in short steps, and writes only with --repair.",
         ),
     ] = False,
     queue: OnlyQueue = None,

@@ -67,7 +67,7 @@ def list_limits(
     queue: Annotated[
         str,
         typer.Argument(
-            metavar="[QUEUE]", help="Queue of the limits.", autocompletion=completion.queues
+            metavar="[QUEUE]", help="Queue whose limits to list.", autocompletion=completion.queues
         ),
     ] = "default",
     cursor: Cursor = None,

@@ -175,8 +175,8 @@ def put(
     type: Annotated[str, argument(metavar="TYPE", help="Type of the task.")],
     arguments: Arguments = None,
     cron: Annotated[str | None, option(
-        "--cron", metavar="EXPRESSION", help="Cron expression for the run times: five fields, "
-        "or six with seconds, e.g. '0 9 * * *'.",
+        "--cron", metavar="EXPRESSION", help="Cron expression for the run times, e.g. "
+        "'0 9 * * *': five fields, or six with seconds.",
     )] = None,
     every: Annotated[float | None, option(
         "--every", parser=duration_of, metavar="DURATION", help="Run at multiples of this "

@@ -21,7 +21,8 @@ Threads = Annotated[int | None, option(
 )]  # fmt: skip
 
 TaskProcesses = Annotated[int | None, option(
-    metavar="N", help='Processes for handlers with executor="process".  [default: one per CPU]',
+    metavar="N", help='Child processes per process of the worker, for handlers with '
+    'executor="process".  [default: one per CPU]',
 )]  # fmt: skip
 
 MaxTasks = Annotated[int | None, option(

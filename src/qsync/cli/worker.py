@@ -249,11 +249,11 @@ def _banner(target: str, app: Qsync, server: Server, processes: int, *, chosen: 
         __version__, target, server.address, server.prefix,
     )  # fmt: skip
     log.info(
-        "queues %s%s; %d process%s of concurrency %d; %s%s; %s for `def` handlers in each",
+        "queues %s%s; %d process%s, concurrency %d and %s for `def` handlers in each; %s%s",
         weights, " strictly in this order" if config.strict else "",
         processes, "" if processes == 1 else "es", config.concurrency,
-        plural(len(types), "type"), f": {names}" if types else "",
         plural(config.thread_count, "thread"),
+        plural(len(types), "type"), f": {names}" if types else "",
     )  # fmt: skip
     if not types:
         log.warning(

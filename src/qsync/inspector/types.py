@@ -238,7 +238,10 @@ def _check_period(period: str, known: Sequence[str]) -> None:
 
 
 class Span(NamedTuple):
-    """The steps of a period; the comparison line begins `before` minutes earlier."""
+    """How a period is divided: into `number` steps of `minutes` each.
+
+    The line for comparison begins `before` minutes earlier; 0 means that there is none.
+    """
 
     minutes: int
     number: int

@@ -1,9 +1,10 @@
 -- limit_waiters: tasks that wait for a limit: which tasks begin to wait, and which waiters become
 -- pending. include/waiter_entries.lua describes the format of `waiters`.
 
--- Number of waiters that the script may still move, the same number for limits of types, and the
--- number that it has moved into pending. A limit with more waiters gets an opening that is due now.
--- The number for limits of types is lower, since a million tasks may wait when a type is resumed.
+-- Number of waiters that the script may still move; how many of them may wait for the limit of a
+-- type; and the number that it has moved into pending. A limit with more waiters gets an opening that
+-- is due now. Fewer may be of types: when a type is resumed, a million tasks may wait, and many
+-- scripts in a row would each move as many as they may.
 local moves = { left = 500, left_of_types = 150, opened = 0 }
 
 -- Put tasks into limited. `args` alternates tags and ids, `limits` has the limit for which each
