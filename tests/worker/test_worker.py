@@ -198,10 +198,7 @@ def test_processes_share_the_tasks_and_stop_with_exit_code_0(tmp_path: Path, sto
         assert worker.end() == 0, worker.out()
         out = worker.out()
         assert "serves shop:app" in out
-        assert (
-            "queues default=1; 2 processes, concurrency 1 and 1 thread for `def` handlers"
-            in out
-        )
+        assert "queues default=1; 2 processes, concurrency 1 and 1 thread for `def` handlers" in out
         assert out.count("ended: exit code 0") == 2
         assert len(worker.history("end")) == 2
 
