@@ -190,7 +190,7 @@ async def test_result_over_a_megabyte_is_an_error_without_a_retry(
         handle = await b.client.enqueue(Task("big", retention=60, retry=3))
         await b.reaches(handle.id, "dead" if over else "completed")
         if over:
-            with pytest.raises(QsyncError, match="over the limit"):
+            with pytest.raises(QsyncError, match="exceeds the limit"):
                 await handle.result(5)
         else:
             assert len(await handle.result(5)) == PAYLOAD_LIMIT
