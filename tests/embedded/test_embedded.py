@@ -133,7 +133,7 @@ def test_store_keeps_its_data(folder: Path) -> None:
 
 def test_second_start_uses_the_running_store(folder: Path) -> None:
     store = Embedded(folder)
-    with pytest.raises(QsyncError, match="not been started"):
+    with pytest.raises(QsyncError, match="has not started the store"):
         _ = store.socket
     with store:
         pid = valkey_pid(folder)
