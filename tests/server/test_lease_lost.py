@@ -17,6 +17,9 @@ from tests.server.test_waiting_tasks import take_over
 from tests.support.server import bench, until
 from tests.support.stores import Store
 
+PAUSE = threading.Event()
+"""Never set: waiting for it lets the event loop run between two reports."""
+
 
 def test_handler_in_thread_learns_of_lost_lease_by_progress_and_enqueues(
     valkey: Store, prefix: str
@@ -34,6 +37,7 @@ def test_handler_in_thread_learns_of_lost_lease_by_progress_and_enqueues(
         with suppress(LeaseLost):  # the lease may be lost between the check and the report
             while not current().cancelled:
                 current().progress(1, 2)
+                PAUSE.wait(0.001)
         for what in (
             lambda: current().progress(2, 2),
             lambda: client.enqueue(Task("child", queue="unserved")),
@@ -91,6 +95,7 @@ async def test_a_handler_that_is_stopped_for_another_reason_may_still_enqueue(
     def long(task: TaskInfo) -> None:
         while not current().cancelled:
             current().progress(1, 2)
+            PAUSE.wait(0.001)
         current().progress(2, 2)
         ended.append(current().client.enqueue(Task("child", queue="unserved")).id)
 
