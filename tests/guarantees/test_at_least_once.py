@@ -25,7 +25,7 @@ SERVERS = 4
 KILLS = 20
 RESTARTS = 2
 LASTS_S = 11.0
-"""How long tasks are enqueued and processes are killed, in seconds."""
+"""How long the test enqueues tasks and kills processes, in seconds."""
 
 DEAD = {"tasks", "dead", "crashes"}
 """Keys in which dead tasks remain."""

@@ -99,7 +99,8 @@ def place(dump: Dump, id: bytes) -> tuple[TaskState | None, float]:
 
 
 def reachable(state: TaskState | None, verbs: Sequence[str]) -> set[TaskState | None]:
-    """Return the states that TRANSITIONS allow if each verb applies at most once, in this order."""
+    """Return the states that a task can reach if each verb is applied at most once, in the order of
+    the verbs."""
     found = {state}
     for verb in verbs:
         found |= {to for at in found for to in TRANSITIONS.get((at, verb), ())}

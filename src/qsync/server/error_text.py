@@ -121,7 +121,8 @@ def stack_text(stack: list[FrameSummary], limit: int) -> str:
 
 
 def _program_frames(stack: list[FrameSummary]) -> list[FrameSummary]:
-    """Return the program's frames; without any, those of libraries, else Python's, else qsync's."""
+    """Return the program's frames. If there are none, return those of libraries, of Python or of
+    qsync, in this order of preference."""
     return _foreign_frames(stack) or stack
 
 

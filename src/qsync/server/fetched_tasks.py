@@ -70,10 +70,15 @@ def hold(
 
 def hand_back_unread(
     queue: QueueState, fetch: FetchInFlight, fetched: FetchResult, again: FetchResult | None,
-    hold: Callable[[QueueState, str, FetchResult, float], Sequence[LeasedTask]], runner: Runner,
+    hold_tasks: Callable[[QueueState, str, FetchResult, float], Sequence[LeasedTask]],
+    runner: Runner,
 ) -> None:  # fmt: skip
     """Hand back the tasks that only the repetition of a fetch leased: those in the reply `again`
-    that are not in `fetched`. Until the store has answered, heartbeats renew their leases."""
+    that are not in `fetched`.
+
+    `hold_tasks` is `hold` with the settings of the server. Heartbeats renew the leases until the
+    store has taken the tasks back.
+    """
     if again is None:
         return
     read = set(fetched.ids)
@@ -85,7 +90,7 @@ def hand_back_unread(
         failures=[again.failures[at] for at in unread],
         crashes=[again.crashes[at] for at in unread],
     )
-    for leased in hold(queue, fetch.token, rest, fetch.since):
+    for leased in hold_tasks(queue, fetch.token, rest, fetch.since):
         leased.leased_us = 0  # a repeated reply has another time than the lease
         runner.settle(leased, HandedBack(leased.id, leased.token))
 

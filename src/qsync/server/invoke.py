@@ -120,7 +120,7 @@ class Invoker:
             bare = handler.place == "loop" and handler.takes_task and not around
             direct = handler.function if bare else None
             threaded = handler.place == "thread" and all(map(in_thread, around))
-            submit = self._submitter(handler) if threaded else None
+            submit = _submitter(handler, self.threads, around) if threaded else None
             way = BoundHandler(invoke, apart, carry_result, handler.rules, direct, submit)
             self.bound[type] = way
         return way
@@ -180,14 +180,10 @@ class Invoker:
             case "loop":
                 return _on_loop(handler)
             case "thread":
-                return _in_thread(self._submitter(handler), self.threads)
+                around = (*self._middleware, *handler.middleware)
+                return _in_thread(_submitter(handler, self.threads, around), self.threads)
             case "process":
                 return self._in_process(handler)
-
-    def _submitter(self, handler: Handler) -> Submit:
-        """Return a function that starts a handler in a thread, with `def` middleware around it."""
-        around = (*self._middleware, *handler.middleware)
-        return _submitter(handler, self.threads, [*filter(in_thread, around)])
 
     def _in_process(self, handler: Handler) -> Invoke:
         async def invoke(info: TaskInfo, limit: float | None) -> Any:
@@ -222,7 +218,9 @@ def _on_loop(handler: Handler) -> Invoke:
 
 
 def _submitter(handler: Handler, threads: Threads, around: Sequence[Middleware]) -> Submit:
-    if not around:
+    """Return the start of a handler in a thread, with the `def` functions of `around` around it."""
+    in_its_thread = [*filter(in_thread, around)]
+    if not in_its_thread:
 
         def submit(
             info: TaskInfo, context: contextvars.Context, claim: Claim | None
@@ -233,7 +231,7 @@ def _submitter(handler: Handler, threads: Threads, around: Sequence[Middleware])
         return submit
 
     call: Callable[[TaskInfo], Any] = partial(_call_in_thread, handler)
-    for middleware in reversed(around):
+    for middleware in reversed(in_its_thread):
         call = partial(_around_call, middleware, call)
 
     def submit_call(

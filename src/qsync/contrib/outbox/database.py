@@ -30,7 +30,7 @@ COMPARED_BYTES: Final = 1024 * 1024
 sends a row that replaces another task. If there are more, a relay sends that row."""
 
 COUNTED: Final = 10_000
-"""Number at which a count of the rows in the backlog stops."""
+"""Maximum number of rows of the backlog that are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
