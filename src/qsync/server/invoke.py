@@ -218,7 +218,8 @@ def _on_loop(handler: Handler) -> Invoke:
 
 
 def _submitter(handler: Handler, threads: Threads, around: Sequence[Middleware]) -> Submit:
-    """Return the start of a handler in a thread, with the `def` functions of `around` around it."""
+    """Return a function that starts a handler in a thread, inside the `def` middleware of
+    `around`."""
     in_its_thread = [*filter(in_thread, around)]
     if not in_its_thread:
 
