@@ -60,7 +60,7 @@ def test_a_growing_queue(live: Live, operator: Operator) -> None:
     wait_until(lambda: live.do(live.inspector.fleet()).servers[0].running == 1, 20)
     assert "299" in operator.types("stats").out
     shown = operator.types("queue show default").out
-    assert "1 server for it: 1 of 1 slot busy; start more servers" in shown
+    assert "served by 1 server: 1 of 1 slot busy; to empty the queue sooner" in shown
     live.serve(concurrency=300)  # the third command: qsync worker
     wait_until(lambda: len(live.began) == 300, 20)
 

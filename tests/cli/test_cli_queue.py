@@ -135,7 +135,7 @@ def test_weights_of_fairness_keys_are_set_listed_and_reset(live: Live) -> None:
 
 def test_runs_of_a_schedule_are_listed_and_backfilled(live: Live) -> None:
     live.ok("schedule", "put", "nightly", "note", "--cron", "0 3 * * *", "--tz", "Asia/Tokyo")
-    assert "No runs are noted" in live.ok("schedule", "history", "nightly").out
+    assert "No runs are recorded" in live.ok("schedule", "history", "nightly").out
     words = ["schedule", "backfill", "nightly", "--from", "2026-01-01T00:00+09:00"]
     words += ["--to", "2026-01-08T00:00+09:00"]
     assert live.ok(*words, "--dry-run").out == "7 tasks would be enqueued\n"
@@ -144,7 +144,7 @@ def test_runs_of_a_schedule_are_listed_and_backfilled(live: Live) -> None:
         "ticks": 7, "enqueued": 7, "skipped": 0, "refused": None,
     }  # fmt: skip
     again = live.ok(*words, "--yes").out
-    assert again == "0 tasks enqueued; 7 skipped, since they ran before\n"
+    assert again == "0 tasks enqueued; 7 ticks skipped: already run\n"
     assert queue_of(live)["states"]["pending"] == 7
     runs = live.ok("schedule", "history", "nightly", "--json").json
     assert [(run["made"], run["outcome"]) for run in runs] == [("backfill", "pending")] * 7

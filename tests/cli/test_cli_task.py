@@ -313,7 +313,7 @@ def test_payload_is_shown(live: Live) -> None:
     assert base64.b64decode(found["payload"]) == bytes(range(256))
     long = live.ok("task", "show", "long").out
     assert long.count("  line\n") == 100
-    assert "... cut here: --raw writes all of it" in long
+    assert "... cut here: --raw prints all of it" in long
     assert live.ok("task", "show", "long", "--raw").out == "line\n" * 500
     assert "--raw and --json cannot be used together" in live.refused(
         "task", "show", "a", "--raw", "--json", code=2

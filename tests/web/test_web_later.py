@@ -65,4 +65,4 @@ async def test_lists_leave_out_a_queue_of_a_later_layout(store: Store, prefix: s
         for words in (["stats"], ["queue", "list"], ["errors"], ["task", "list"]):
             ran = await asyncio.to_thread(qsync, *words, *where)
             assert ran.code == 0, ran.err
-            assert "left out, since a later version of qsync wrote their data: later" in ran.err
+            assert "not shown, because a later version of qsync wrote their data: later" in ran.err

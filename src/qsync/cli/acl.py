@@ -16,7 +16,7 @@ from qsync.connections import PREFIX
 from qsync.errors import InvalidTask
 
 _USER: Final = re.compile(r"[A-Za-z0-9_.@:+-]{1,128}")
-"""User names that the store and a shell each read as one word."""
+"""Matches a user name that needs no quotes, neither in a shell nor in a command to the store."""
 
 
 def acl(
@@ -34,7 +34,7 @@ def acl(
     prefix: Prefix = None,
     app: App = None,
     cluster: Annotated[
-        bool, typer.Option("--cluster", help="Also allow the commands that a cluster client needs.")
+        bool, typer.Option("--cluster", help="Also allow the commands that cluster clients need.")
     ] = False,
     old: Annotated[
         bool,

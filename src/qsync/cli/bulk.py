@@ -22,7 +22,7 @@ MakeStep = Callable[..., Awaitable[Step]]
 
 
 class SelectedTasks(Protocol):
-    """The queue and the filter that select tasks; `queue` None means all queues."""
+    """The queue and the filter that select tasks; a `queue` of None means all queues."""
 
     @property
     def queue(self) -> str | None: ...
@@ -38,7 +38,7 @@ class BulkJob:
     filters: SelectedTasks
     state: TaskState
     verb: str
-    """What the report says was done to the tasks, e.g. `deleted`."""
+    """Past participle for the report, e.g. `deleted` in "3 of 5 dead tasks deleted"."""
     as_json: bool
 
     def count(self) -> tuple[int, int]:
@@ -71,7 +71,7 @@ class BulkJob:
             confirm(f"{verb} {plural(number, f'{self.state} task')}?", yes=False)
 
     def _run(self, make_step: MakeStep) -> None:
-        """Run all steps for all queues and print a report, even after Ctrl-C."""
+        """Run all steps for all queues and print a report; on Ctrl-C, report the steps so far."""
         steps: list[Step] = []
         try:
             self.session.run(self._steps(self.session.inspector, make_step, steps))

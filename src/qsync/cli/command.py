@@ -52,7 +52,7 @@ def command_path() -> str:
 
 
 def set_command_path(path: str) -> None:
-    """Set the running command."""
+    """Set the path that `command_path` returns and that error messages begin with."""
     _path.set(path)
 
 
@@ -79,9 +79,9 @@ def usage_in_one_line() -> Iterator[None]:
         context: Any = getattr(error, "ctx", None)
         text = error.format_message()  # type: ignore[attr-defined]
         if not text or (context is not None and text == context.get_help()):
-            raise  # a group without a command prints its help
+            raise  # typer prints the help of a group that is called without a command
         message = _message_of(error)
-        if context is not None:  # without one, parse_args has set the path
+        if context is not None:  # an error without a context keeps the path that parse_args set
             set_command_path(context.command_path)
         path = command_path()
         asks = message.endswith("?")  # a "Did you mean" hint
@@ -102,7 +102,7 @@ _REFUSALS: Final = {
 
 
 def _message_of(error: Exception) -> str:
-    """Return one line that names the problem with the arguments and the invalid value."""
+    """Return the problem with the arguments as one line, with the invalid value."""
     cause: Any = error.__cause__
     if hasattr(cause, "errors"):
         [first, *_] = cause.errors()
@@ -120,7 +120,7 @@ def _message_of(error: Exception) -> str:
 def runs_alone(context: typer.Context) -> bool:
     """Return whether the user called a group without naming one of its commands.
 
-    Exits if options of the group come before a command; they must come after it.
+    Exits if the options come before the name of a command; they must come after it.
     """
     set_command_path(context.command_path)
     if context.invoked_subcommand is None:
@@ -186,7 +186,7 @@ def _argument_in_usage(argument: Any) -> str:
 
 
 class CommandGroup(typer.Typer):
-    """A group of commands, which may share options as `with_options` describes."""
+    """A group of commands; a parameter of a command may be a dataclass of shared options."""
 
     def command(  # type: ignore[override]  # a group's commands differ only in these
         self,

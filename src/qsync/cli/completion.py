@@ -21,12 +21,12 @@ STORE_TIMEOUT_S: Final = 1.0
 
 
 def queues(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the queues whose names begin with the text."""
+    """Return the names of the queues that begin with the text."""
     return _names(ctx, incomplete, lambda inspector: inspector.queue_names())
 
 
 def servers(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the running servers whose ids begin with the text."""
+    """Return the ids of the running servers that begin with the text."""
 
     async def read(inspector: Inspector) -> list[str]:
         return (await inspector.overview(names=())).servers
@@ -35,7 +35,7 @@ def servers(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def schedules(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the schedules whose names begin with the text."""
+    """Return the names of the schedules that begin with the text."""
 
     async def read(inspector: Inspector) -> list[str]:
         return [info.name for info in await inspector.schedules()]
@@ -47,7 +47,7 @@ def _names(
     ctx: typer.Context, incomplete: str, read: Callable[[Inspector], Awaitable[list[str]]]
 ) -> list[str]:
     url, prefix = ctx.params.get("url"), ctx.params.get("prefix") or "qsync"
-    if not url or url.startswith("embedded://"):  # completion must not start a store
+    if not url or url.startswith("embedded://"):  # do not start an embedded store
         return []
 
     async def read_in_time(connections: Connections) -> list[str]:
@@ -62,5 +62,5 @@ def _names(
         )
         with contextlib.closing(connections):
             names = asyncio.run(read_in_time(connections))
-    # Leave out names with unprintable characters, which the shell would type.
+    # Leave out names with unprintable characters: the shell would insert them as they are.
     return sorted({name for name in names if name.startswith(incomplete) and name.isprintable()})

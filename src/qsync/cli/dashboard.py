@@ -153,8 +153,8 @@ def _others(texts: Sequence[str], first: Connections) -> dict[str, Connections]:
     others: dict[str, Connections] = {}
     for text in texts:
         place, _, url = text.partition("@")
-        if re.search("[:/?]", place):  # do not show the text: it may contain a password
-            exit_with("--also: write a prefix before the URL, as in [NAME=]PREFIX@URL", USAGE)
+        if re.search("[:/?]", place):  # do not show the text: it may be a URL with a password
+            exit_with("--also: the value must have the form [NAME=]PREFIX[@URL]", USAGE)
         name, named, prefix = place.partition("=")
         prefix = prefix if named else name
         if name in (first.prefix, *others):
@@ -189,7 +189,7 @@ def _make(
 ) -> Dashboard:
     from qsync.web.app import make_dashboard
 
-    # Without a token, let in everyone: only users of this machine can connect.
+    # Without a token, accept all requests: only users of this machine can connect.
     auth: Any = "host" if token is None else None
     try:
         return make_dashboard(
@@ -214,7 +214,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen()  # from now on connections wait instead of being refused
+        listener.listen()  # connections that arrive before the server runs now wait
     except OSError as error:
         listener.close()
         why = error.strerror or error
@@ -223,7 +223,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _network(text: str) -> Network:
-    """Return the value of --trust-proxy."""
+    """Parse a value of --trust-proxy; exit if it is neither an address nor a network."""
     try:
         return ip_network(text)
     except ValueError as error:
@@ -250,14 +250,14 @@ def _serve(
         log_config=None,
         log_level="warning",
         server_header=False,
-        # Trust these headers only from the named proxies. Any client can send them; if they were
-        # trusted, it could try tokens under the addresses of others.
+        # Trust the X-Forwarded-* headers only from the named proxies. Any client can send these
+        # headers, and could otherwise try tokens under the addresses of others.
         proxy_headers=bool(proxies),
         forwarded_allow_ips=[str(proxy) for proxy in proxies],
         timeout_graceful_shutdown=SHUTDOWN_S,
         http=limits.protocol(),
-        # uvicorn applies this limit to connections and to running requests. `limits` already keeps
-        # the connections below it, so here it bounds only running requests.
+        # uvicorn applies this limit to connections and to running requests. `limits` allows fewer
+        # connections, so in effect this limit bounds only the running requests.
         limit_concurrency=2 * CONNECTIONS,
         h11_max_incomplete_event_size=64 * 1024,
         ws="none",
@@ -280,10 +280,11 @@ def _serve(
 
 
 def _load(target: str) -> Any:
-    """Return the function MODULE:FUNCTION; the working directory is searched first."""
+    """Import and return the function MODULE:FUNCTION; search the working directory first."""
     module, _, attribute = target.partition(":")
     if not module or not attribute or "@" in target or "/" in target:
-        exit_with("--mask: must have the form MODULE:FUNCTION", USAGE)  # it may contain a password
+        # Do not show the text: it may be a URL with a password.
+        exit_with("--mask: must have the form MODULE:FUNCTION", USAGE)
     folder = os.getcwd()  # noqa: PTH109 - sys.path holds texts
     if folder not in sys.path:
         sys.path.insert(0, folder)

@@ -48,8 +48,8 @@ def doctor(
         bool,
         typer.Option(
             "--audit",
-            help="Check the data of the queues instead of the store's settings. Reads "
-            "in short steps, and writes only with --repair.",
+            help="Check the data of the queues instead of the store's settings. This "
+            "reads in short steps, and writes only with --repair.",
         ),
     ] = False,
     queue: OnlyQueue = None,
@@ -86,7 +86,7 @@ def doctor(
 
 
 def _examine(doctor: Doctor, *, as_json: bool) -> bool:
-    """Print the findings; return whether there is no problem."""
+    """Examine the store, print the findings, and return whether none is a problem."""
     findings = asyncio.run(doctor.examine())
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -99,7 +99,7 @@ def _examine(doctor: Doctor, *, as_json: bool) -> bool:
 async def _audit(
     address: Address, prefix: str, queue: str | None, *, repair: bool, as_json: bool
 ) -> bool:
-    """Print the damage; return whether none is left."""
+    """Audit the queues, repair them if asked to, and return whether no damage is left."""
     broker = AsyncBroker(address, connections=1)
     try:
         auditor = Auditor(broker, prefix=prefix)

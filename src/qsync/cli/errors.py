@@ -62,7 +62,7 @@ errors: Final = CommandGroup(
 
 
 def failing_state(text: str) -> TaskState:
-    """Return the state with this name; raise BadParameter if tasks in it have no error."""
+    """Return the state with this name; raise BadParameter if its tasks have no errors."""
     if text in FAILING:
         return TaskState(text)
     raise typer.BadParameter(f"{text!r} is not one of {', '.join(FAILING)}")
@@ -75,7 +75,7 @@ States = Annotated[list[TaskState] | None, option(
 
 State = Annotated[TaskState, option(
     "--state", "-s", metavar="STATE", parser=failing_state, autocompletion=lambda: list(FAILING),
-    help="dead, or retry for tasks waiting for a retry.  [default: dead]",
+    help="State of the tasks: dead, or retry (waiting for a retry).  [default: dead]",
 )]  # fmt: skip
 
 NEVER: Final = datetime.fromtimestamp(0, UTC)
@@ -120,8 +120,8 @@ def list_errors(
     """List the errors of dead and retried tasks, the most frequent first.
 
     Tasks have the same error if their type, the class of the exception and the function that raised
-    it are the same. Counts about 300,000 tasks per second, or 20,000 with --newer-than or for
-    errors recorded by an older version of qsync.
+    it are the same. The command counts about 300,000 tasks per second, or 20,000 with
+    --newer-than or for errors recorded by an older version of qsync.
     """
     filter = Filter(type=type, newer_than=newer_than)
     selected = Selected(queue, None if filter == Filter() else filter)
@@ -213,7 +213,7 @@ def _facts(group: ErrorGroup) -> list[tuple[str, str]]:
 
 
 def _find_group(session: StoreSession, id: str, queue: str | None) -> ErrorGroup:
-    """Return the only group whose id is or begins with `id`; exit if there is none or several."""
+    """Return the group whose id begins with `id`; exit unless there is exactly one."""
     matches = [
         group for group in _read(session, Selected(queue, None), FAILING) if group.id.startswith(id)
     ]
@@ -292,7 +292,7 @@ def acknowledge(
 
 
 async def _acknowledge(inspector: Inspector, name: str, dry_run: bool) -> int:
-    """Acknowledge the dead tasks of a queue, or count them."""
+    """Acknowledge the dead tasks of a queue, or only count them; return their number."""
     if not dry_run:
         return await inspector.acknowledge_dead(name)
     info = await inspector.queue(name)
@@ -302,6 +302,6 @@ async def _acknowledge(inspector: Inspector, name: str, dry_run: bool) -> int:
 def _job(
     session: StoreSession, id: str, queue: str | None, state: TaskState, verb: str, as_json: bool
 ) -> BulkJob:
-    """Return the change to the tasks of a group."""
+    """Return a job that changes the tasks of the error group `id` in this state."""
     selected = Selected(queue, Filter(group=_find_group(session, id, queue).id))
     return BulkJob(session, selected, state, verb, as_json)

@@ -29,7 +29,7 @@ SORTS: Final[dict[str, Callable[[OperatorEvent], Any]]] = {
     "queue": lambda event: event.queue or "",
     "number": lambda event: -event.number,
 }
-"""Sort key for each column of the list; ties stay in order of time."""
+"""Sort key for each column of the list; actions with equal keys stay in order of time."""
 
 
 def events(
@@ -37,7 +37,7 @@ def events(
     queue: OnlyQueue = None,
     action: Annotated[str | None, option(
         metavar="ACTION", autocompletion=lambda: list(ACTIONS), help="Only this action, "
-        "such as queue.pause, or this kind of action, such as queue.",
+        "e.g. queue.pause, or only this kind of action, e.g. queue.",
     )] = None,
     task: Annotated[str | None, option(metavar="ID", help="Only actions on this task.")] = None,
     since: Annotated[float | None, option(
@@ -62,7 +62,7 @@ def events(
     For example: qsync events --queue mail --action task --since 2h
 
     The store keeps 500 actions per queue, and 500 that belong to no queue. A bulk change is one
-    action, however many steps it takes.
+    action, even if it needs many steps.
     """
     with open_store(store) as session:
         if queue is not None:

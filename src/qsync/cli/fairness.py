@@ -28,7 +28,7 @@ Key = Annotated[str, argument(metavar="KEY", help="Fairness key.")]
 
 
 class KeyRow(msgspec.Struct, frozen=True):
-    """A fairness key with its pending tasks and its weight."""
+    """A fairness key with its number of pending tasks and its weight."""
 
     key: str
     pending: int
@@ -88,7 +88,7 @@ def set_weight(
     *,
     key: Key,
     weight: Annotated[float, option(
-        "--weight", "-w", metavar="N", help="Weight from 0.001 to 1000; keys without one have 1.",
+        "--weight", "-w", metavar="N", help="Weight from 0.001 to 1000; the default is 1.",
     )],
     queue: Queue = "default",
     dry_run: Preview = False,

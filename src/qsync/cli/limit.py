@@ -46,15 +46,17 @@ SORTS: Final[dict[str, Callable[[LimitInfo], Any]]] = {
 LimitQueue = Annotated[str, queue_option("Queue of the limit.")]
 
 LimitName = Annotated[str, argument(
-    metavar="LIMIT", help="Name of a limit, or of one value of it, e.g. customer or customer:42.",
+    metavar="LIMIT",
+    help="Name of the limit, e.g. customer; for one value of it, add the value, e.g. customer:42.",
 )]  # fmt: skip
 
-Rate = Annotated[int | None, option(metavar="N", help="Task starts allowed per --per.")]
+Rate = Annotated[int | None, option(metavar="N", help="Number of tasks that may start in --per.")]
 Per = Annotated[float | None, option(
     parser=duration_of, metavar="TIME", help="Period of --rate, e.g. 1s, 1m, 1h.",
 )]  # fmt: skip
 Burst = Annotated[int | None, option(
-    metavar="N", help="Starts allowed at once after an idle period.  [default: a tenth of --rate]",
+    metavar="N", help="Number of tasks that may start at once after an idle period.  [default: a "
+    "tenth of --rate]",
 )]  # fmt: skip
 Concurrency = Annotated[int | None, option(
     metavar="N", help="Maximum number of tasks that run at the same time.",
@@ -82,7 +84,7 @@ def list_limits(
 
     For example: qsync limit list mail
 
-    IN USE counts running tasks and tasks that the limit has let through to a server.
+    IN USE counts the tasks that run, and those that the limit allows to start.
     """
     with open_store(store) as session:
 
@@ -140,11 +142,11 @@ def set_rule(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Set the rule for a limit, or for one value of it, to override the program's rule.
+    """Set the rule of a limit, or of one value of the limit, to override the program's rule.
 
     For example: qsync limit set customer:42 --concurrency 10
 
-    The rule replaces the program's rule as a whole, on all servers at once, until it is reset.
+    The rule replaces the whole rule of the program, on all servers at once, until you reset it.
     Running tasks continue.
     """
     _check(name)
@@ -170,7 +172,7 @@ def set_rule(
 
 
 def _print_preview(info: LimitInfo, rule: str, as_json: bool) -> None:
-    """Print the rule that a limit would have, and its current rule."""
+    """Print the rule that a limit would have after the change, and its current rule."""
     now = str(info.rule or "unlimited")
     if as_json:
         print_json({"limit": info.limit, "rule": rule, "now": now, "dry_run": True})
@@ -217,7 +219,7 @@ def open_now(
 
 
 async def _closed(inspector: Inspector, name: str, queue: str) -> Change:
-    """Return the outcome that opening a limit would have."""
+    """Return the outcome of opening a limit, without opening it."""
     if await inspector.queue(queue) is None:
         return Change(outcome="not_found")
     info = await inspector.limit(name, queue=queue)
@@ -257,7 +259,7 @@ def _preview_reset(session: StoreSession, name: str, queue: str, as_json: bool) 
     if info.operator is None or info.operator.limit != name:
         exit_with(f"no operator has set a rule for {name} in queue {queue}")
     rule = info.program
-    if ":" in name:  # an operator's rule for the whole name may still apply
+    if ":" in name:  # an operator's rule for the name without a value still applies
         whole = session.run(session.inspector.limit(name.partition(":")[0], queue=queue))
         rule = whole.operator.rule if whole.operator is not None else info.program
     _print_preview(info, str(rule or "unlimited"), as_json)
@@ -312,7 +314,7 @@ def _print_limit(info: LimitInfo) -> None:
     operator = info.operator
     facts = [
         ("rule", str(info.rule or "none: unlimited")),
-        ("of the program", str(info.program or "none")),
+        ("program's rule", str(info.program or "none")),
     ]
     if operator is not None:
         when = f", {local_time(operator.at)}" if operator.at else ""

@@ -29,7 +29,7 @@ MAX_PAUSE_S: Final = 86_400
 
 
 class Format(StrEnum):
-    """How a list is printed."""
+    """The formats in which a list can be printed."""
 
     TABLE = "table"
     WIDE = "wide"
@@ -63,7 +63,7 @@ class OutputOptions:
 
     @property
     def format(self) -> Format:
-        """Return the format; exit if the options name two different formats."""
+        """The chosen format; exits if the options name two different formats."""
         if not self.as_json:
             return self.output
         if self.output not in (Format.TABLE, Format.JSON):

@@ -29,7 +29,7 @@ GROUPS: Final[dict[str, tuple[str, str]]] = {
     "schedule": ("schedule_backfill", "schedule"),
     "server": ("servers", "servers"),
 }
-"""Module and attribute of each group of commands."""
+"""Module and attribute that hold each group of commands."""
 
 HIDDEN: Final[dict[str, str]] = {
     "tasks": "task",
@@ -57,7 +57,7 @@ COMMANDS: Final[dict[str, dict[str, str | None]]] = {
 the list of commands, and no epilog if the help itself lists the exit codes."""
 
 MODULES: Final = {"demo": "demo.command"}
-"""Modules of the commands that are not in a module of their own name."""
+"""Modules of the commands whose module is not named after the command."""
 
 
 class CommandTable(MutableMapping[str, Any]):
@@ -90,7 +90,7 @@ class CommandTable(MutableMapping[str, Any]):
 
 
 def load(name: str) -> Any:
-    """Import a command, and return what the command line runs for it."""
+    """Import a command or a group, and return it as the object that the parser calls."""
     parent = CommandGroup(rich_markup_mode=None)  # no boxes: 80 columns are too few for them
     shown = HIDDEN.get(name, name)
     if shown in COMMANDS:
@@ -141,12 +141,12 @@ class Sections(TyperGroup):
         self.commands: CommandTable = CommandTable()
 
     def make_context(self, *words: Any, **more: Any) -> Any:
-        """Parse the options before the command."""
+        """Parse the options that come before the command; print a problem as one line."""
         with usage_in_one_line():
             return super().make_context(*words, **more)
 
     def invoke(self, ctx: Any) -> Any:
-        """Parse the arguments of the command, and run it."""
+        """Parse the arguments of the command and run it; print a problem as one line."""
         with usage_in_one_line():
             return super().invoke(ctx)
 
@@ -207,12 +207,12 @@ def _qsync(
 
 def main() -> None:
     """Run the command line and exit: 0 ok, 1 failed, 2 usage."""
-    if sys.stdout is None:  # a closed stream is replaced by /dev/null
+    if sys.stdout is None:  # it was closed: use /dev/null instead
         hold_standard_files()
         sys.stdout = open(1, "w")  # noqa: SIM115 - until the end of the process
     try:
         app(prog_name="qsync")
-    except KeyboardInterrupt:  # pressed before the command starts
+    except KeyboardInterrupt:  # Ctrl-C before the command has started
         sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno not in UNWRITABLE:

@@ -1,4 +1,4 @@
-"""Makes the task that `qsync task enqueue` describes."""
+"""Builds the task that the arguments of `qsync task enqueue` describe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qsync.task import PAYLOAD_LIMIT, Task
 
 
 def payload_of(text: str | None) -> Any:
-    """Return the payload from --json; b"" without the option."""
+    """Parse the payload from --json; return b"" if the option is missing."""
     if text is None:
         return b""
     try:
@@ -29,7 +29,7 @@ def payload_of(text: str | None) -> Any:
 
 
 def task_of(type: str, payload: Any, options: dict[str, Any], app: Qsync | None) -> Task:
-    """Make the task. Raise InvalidTask if the payload does not match the app's function."""
+    """Build the task; raise InvalidTask if the payload does not match the app's function."""
     if app is None:
         return Task(type, payload, **options)
     function = app.functions.get(type)
@@ -41,9 +41,7 @@ def task_of(type: str, payload: Any, options: dict[str, Any], app: Qsync | None)
             return function.build(*payload)
         if isinstance(payload, dict):
             return function.build(**payload)
-        raise InvalidTask(
-            f"--json: task {type} needs an object of its arguments by name, or a list"
-        )
+        raise InvalidTask(f"--json: task {type} needs its arguments as an object or as a list")
     batch = app.batches.get(type)
     if batch is not None:
         return batch.options(**options).build(payload)

@@ -39,7 +39,7 @@ App = Annotated[str | None, option(
 AppUrl = Annotated[str | None, option(
     metavar="URL", help=f"URL of the store, if the app does not set it. {_URL_HELP}",
 )]  # fmt: skip
-"""Has no environment variable, because an app without a URL reads QSYNC_URL itself."""
+"""Option without an environment variable, because an app without a URL reads QSYNC_URL itself."""
 
 AppPrefix = Annotated[str | None, option(
     metavar="NAME", help=f"Prefix of all keys, if the app does not set it; or set {PREFIX}.",
@@ -81,8 +81,8 @@ IntoQueue = Annotated[str | None, option(
 )]  # fmt: skip
 
 Arguments = Annotated[str | None, option(
-    "--json", metavar="ARGS", help="Payload as JSON; for a task function, an object of its "
-    "arguments by name. Use - to read it from standard input.  [default: no payload]",
+    "--json", metavar="ARGS", help="Payload as JSON; for a task function, an object with an entry "
+    "for each argument. Use - to read from standard input.  [default: no payload]",
 )]  # fmt: skip
 
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="Task id.", show_default=False)]
@@ -111,7 +111,7 @@ States = Annotated[list[TaskState] | None, option(
 
 
 def purged_state(text: str) -> TaskState:
-    """Return the state with this name; raise BadParameter if it cannot be purged."""
+    """Return the state with this name; raise BadParameter if its tasks cannot be purged."""
     if text in PURGED:
         return TaskState(text)
     others = ", ".join(PURGED)
@@ -164,7 +164,7 @@ def sort_option(names: Collection[str], text: str) -> Any:
 
 
 def queue_option(text: str) -> Any:
-    """Return the option --queue for a command that has a default queue."""
+    """Return the option --queue for a command that uses a default queue without this option."""
     return typer.Option(
         "--queue", "-q", metavar="NAME", help=text, autocompletion=completion.queues
     )
@@ -185,8 +185,8 @@ WithId = Annotated[str | None, option(
 )]  # fmt: skip
 
 OlderThan = Annotated[float | None, option(
-    parser=duration_of, metavar="AGE", help="Only tasks older than AGE, e.g. 90s, 15m, 2h. The age "
-    "counts from death for dead tasks, and from enqueue for all others.",
+    parser=duration_of, metavar="AGE", help="Only tasks older than AGE, e.g. 90s, 15m, 2h. A dead "
+    "task's age counts from its death, any other task's age from its enqueue.",
 )]  # fmt: skip
 
 NewerThan = Annotated[float | None, option(
@@ -213,7 +213,7 @@ Delay = Annotated[float | None, option(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreOptions:
-    """The options that name the store."""
+    """The options that say which store to use."""
 
     url: Url = None
     prefix: Prefix = None
@@ -245,7 +245,7 @@ class FilterOptions:
 
     @property
     def filter(self) -> Filter | None:
-        """The filter within a queue; None if every task matches."""
+        """The filter for the tasks of a queue; None if every task matches."""
         options = {"type": self.type, "error": self.error, "id": self.id,
                    "older_than": self.older_than, "newer_than": self.newer_than}  # fmt: skip
         set_options = {name: value for name, value in options.items() if value is not None}
@@ -260,7 +260,7 @@ class FilterOptions:
 
     @property
     def states(self) -> list[TaskState]:
-        """The states of the query; empty if it names none."""
+        """The states that the query names; empty if it names none."""
         return list(self._parsed.states)
 
     @property
@@ -291,7 +291,7 @@ Debounce = Annotated[float | None, option(
 
 DebounceMax = Annotated[float | None, option(
     parser=duration_of, metavar="DURATION", help="Run the task at most this long after the first "
-    "of these enqueues, e.g. 1m.",
+    "enqueue with the key, e.g. 1m.",
 )]  # fmt: skip
 
 
@@ -307,7 +307,7 @@ class EnqueueOptions:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of the task; None for each option that is not set."""
+        """The options for the new task, by name; None for each option that is not set."""
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         is_plain = self.on_duplicate is None and self.debounce is None
         return options | {"unique": True if self.unique_key and is_plain else None}

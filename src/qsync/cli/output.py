@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # rich is slow to import, and --json does not need it
 
 PADDING: Final = 2
 MIN_WIDTH: Final = 8
-"""Smallest width of a column that shrinks, in characters."""
+"""Minimum width to which a column shrinks, in characters."""
 
 UNLIMITED: Final = 1_000_000
-"""Width of a table that is not shown on a terminal, so that nothing is cut."""
+"""Width of a table that is not printed to a terminal; wide enough to cut nothing."""
 
 COLOURS: Final[dict[str, str]] = {
     TaskState.LIMITED: "magenta",
@@ -95,7 +95,7 @@ def print_raw(text: str) -> None:
 
 
 def print_line(text: str, style: str = "") -> None:
-    """Print one line, however long."""
+    """Print one line without wrapping or cutting it."""
     out = console()
     if style and out.is_terminal:
         from rich.text import Text
@@ -146,7 +146,7 @@ def render(out: Console, renderable: RenderableType, *, soft_wrap: bool = False)
 
 
 def table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
-    """Return a table for a console."""
+    """Return the rows as a table that a console can print."""
     from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text

@@ -17,10 +17,10 @@ MAX_LINES: Final = 10
 
 
 async def errors_of(inspector: Inspector, queues: Sequence[QueueInfo]) -> dict[str, int]:
-    """Return the number of different errors of the unacknowledged dead tasks, by queue.
+    """Return how many different errors the unacknowledged dead tasks of each queue have.
 
-    Covers up to MAX_LINES queues; leaves out queues with more than about 20,000 dead tasks, which
-    one read cannot group.
+    Covers up to MAX_LINES queues. Omits queues with more than about 20,000 dead tasks, because one
+    read cannot group that many.
     """
     numbers = {}
     for info in [info for info in queues if info.died is not None][:MAX_LINES]:
@@ -70,7 +70,7 @@ def print_problems(
 
 
 def problems_of(queues: Sequence[QueueInfo], fleet: Fleet, errors: Mapping[str, int]) -> list[str]:
-    """Return the problems of these queues that need attention. Without I/O."""
+    """Return the problems of these queues that need attention; does no I/O."""
     names = {info.name for info in queues}
     lines = [
         f"{info.name}: no running server takes its tasks; start one: qsync worker MODULE:APP "
@@ -116,6 +116,6 @@ def print_service(queue: str, fleet: Fleet) -> None:
         return
     slots = sum(server.concurrency for server in servers)
     busy = sum(server.running for server in servers)
-    line = f"{plural(len(servers), 'server')} for it: {busy:,} of {plural(slots, 'slot')} busy"
-    full = "; start more servers, or give them more slots, to empty it sooner"
+    line = f"served by {plural(len(servers), 'server')}: {busy:,} of {plural(slots, 'slot')} busy"
+    full = "; to empty the queue sooner, start more servers or give them more slots"
     print_line(f"{line}{full if busy >= slots else ''}")

@@ -14,12 +14,14 @@ import typer
 from qsync.cli.command import NOT_DONE, USAGE, exit_with
 
 TERMINAL_INTERVAL_S: Final = 0.1
+"""Minimum time between two progress messages on a terminal."""
+
 LOG_INTERVAL_S: Final = 5.0
-"""Intervals between progress messages: on a terminal, and elsewhere."""
+"""Minimum time between two progress messages, elsewhere than on a terminal."""
 
 
 def confirm(question: str, *, yes: bool, effect: str = "deletes data") -> None:
-    """Ask the user unless `yes` is given; exit if they decline."""
+    """Ask the user to confirm, unless `yes` is true; exit if they decline."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -67,5 +69,5 @@ def current_user() -> str:
 def _ask(ask: Callable[[], str], fallback: str) -> str:
     try:
         return ask()
-    except (OSError, KeyError, ImportError):  # e.g. the user of a container has no name
+    except (OSError, KeyError, ImportError):  # e.g. in a container, the user may have no name
         return fallback

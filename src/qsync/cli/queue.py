@@ -42,7 +42,7 @@ queue: Final = CommandGroup(
 )
 
 MAX_STEPS: Final = 1_000_000
-"""Maximum number of steps to delete a queue, which may fill as fast as it is emptied."""
+"""Maximum number of steps to delete a queue, in case it fills as fast as it is emptied."""
 
 
 @queue.command("list")
@@ -145,7 +145,7 @@ def purge(
 
     For example: qsync queue purge mail --state pending --state retry
 
-    Deletes in batches of 100. Running tasks are not affected; use `qsync task cancel`.
+    Deletes in batches of 100. Running tasks are not affected; stop them with `qsync task cancel`.
     """
     with open_store(store) as session:
         if not states:
@@ -212,7 +212,7 @@ def delete(
 
 
 def served_by(servers: int) -> str:
-    """Return the reason why a queue cannot be deleted while servers run."""
+    """Return why a queue cannot be deleted: this many servers take tasks from it."""
     takes = "takes" if servers == 1 else "take"
     return f"{plural(servers, 'running server')} {takes} tasks from it"
 

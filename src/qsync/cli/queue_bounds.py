@@ -25,7 +25,7 @@ TOP = 5
 """Maximum number of task types to print."""
 
 NONE = "none"
-"""Option value that removes a bound."""
+"""Value of an option that removes a bound or the latency target."""
 
 
 def bound_of(text: str) -> int:
@@ -77,7 +77,7 @@ Target = Annotated[float | None, option(
 
 @queue.command()
 def show(*, name: QueueName, store: StoreOptions, as_json: Json = False) -> None:
-    """Show a queue: its tasks by state, its bounds, and how close it is to them."""
+    """Show a queue: its tasks by state, its bounds, its servers and the types of its tasks."""
     with open_store(store) as session:
         info = session.run(check_queue(session.inspector, name))
         if as_json:
@@ -103,12 +103,12 @@ def set_bounds(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Set a queue's latency target or bounds, to override the program's until `queue reset`.
+    """Set a queue's bounds or latency target.
 
     For example: qsync queue set mail --max-tasks 100000 --latency-target 30s
 
-    Bounds whose options are left out keep their values. A queue that is over a new bound loses no
-    tasks.
+    These bounds override the program's until `qsync queue reset`. A bound without its option keeps
+    its value. A queue that exceeds a new bound loses no tasks.
     """
     author = current_user() if by is None else by
     with open_store(store) as session:
@@ -141,7 +141,7 @@ def set_bounds(
 def _set_target(
     session: StoreSession, name: str, target: float, by: str, *, is_last: bool, dry_run: bool
 ) -> None:
-    """Set or remove the latency target. Print it in a dry run, or if no bounds are set after it."""
+    """Set or remove the latency target; print the new target if `is_last` or `dry_run` is true."""
     if not dry_run:
         change = session.run(session.inspector.set_latency_target(name, target or None, by=by))
         if not change.ok:
@@ -179,7 +179,7 @@ def _report(name: str, bounds: QueueBounds, as_json: bool, *, dry_run: bool = Fa
 
 
 def _print_composition(composition: Composition) -> None:
-    """Print the types of the pending tasks."""
+    """Print the most common types of the pending tasks, from a sample."""
     commonest = list(composition.types.items())[:TOP]
     if commonest:
         parts = [f"{name} {number:,}" for name, number in commonest]

@@ -72,20 +72,20 @@ def shown_states(queues: Sequence[QueueInfo], states: Sequence[TaskState]) -> li
 
 
 def print_more(overview: Overview) -> None:
-    """Print how many queues are shown, if not all are."""
+    """If not all queues are shown, print how many are, and how to see the others."""
     if overview.more:
         shown = f"{len(overview.queues):,} of {overview.total:,} queues"
         print_line(f"Showing {shown}. For others: qsync stats QUEUE")
 
 
 def queue_cells(queue: QueueInfo, states: Sequence[TaskState]) -> list[Cell]:
-    """Return the name of a queue and its number of tasks in each of the states."""
+    """Return cells with the name of a queue and its number of tasks in each of the states."""
     counts = [count_cell(queue.states.get(state, 0), COLOURS.get(state, "")) for state in states]
     return [Cell(queue.name, "yellow" if queue.paused else ""), *counts]
 
 
 def print_counters(rows: Sequence[tuple[str, dict[str, int]]], title: str) -> None:
-    """Print counters, with a row for each name or day; `title` heads the first column."""
+    """Print a table of counters, one row per queue or day; `title` heads the first column."""
     shown = [
         name
         for name in COUNTERS
@@ -106,7 +106,7 @@ def _counter(name: str, count: int) -> Cell:
 
 
 def pause_note(pause: Pause) -> str:
-    """Return who paused a queue or a schedule, e.g. `paused by ann 3 min 4 s ago: deploy`."""
+    """Return who paused something, when and why, e.g. `paused by ann 3 min 4 s ago: deploy`."""
     by = f" by {pause.by}" if pause.by else ""
     ago = f" {relative(pause.at)}" if pause.at else ""
     why = f": {pause.why}" if pause.why else ""

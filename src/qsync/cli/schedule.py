@@ -74,7 +74,7 @@ def list_schedules(
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip
-    """List schedules, both those of programs and those in the store, with their next runs.
+    """List the schedules of programs and those in the store, with their next runs.
 
     Shows up to 1,000 of each kind per queue; use --name to find others.
     """
@@ -95,8 +95,8 @@ def list_schedules(
 def _print(schedules: list[ScheduleInfo], *, whole: bool) -> None:
     if not schedules:
         print_line(
-            "There are no schedules. Servers publish the schedules of their app: @app.periodic. "
-            "`qsync schedule put` stores others."
+            "There are no schedules. Declare one in your app with @app.periodic, or store one with "
+            "`qsync schedule put`."
         )
         return
     columns = [
@@ -120,8 +120,8 @@ def _row(info: ScheduleInfo) -> Row:
 def _notes(info: ScheduleInfo) -> list[str]:
     notes = [pause_note(info.paused)] if info.paused else []
     if not info.live:
-        since = f" since {local_time(info.seen_at)}" if info.seen_at else ""
-        notes.append(f"no running server has published it{since}")
+        last = f", last published {local_time(info.seen_at)}" if info.seen_at else ""
+        notes.append(f"no running server publishes it{last}")
     if info.problem:
         notes.append(info.problem)
     return notes
@@ -190,7 +190,7 @@ def put(
         typer.Option(
             "--missed", metavar="POLICY",
             help="What to enqueue for runs that were missed while no server was running: skip "
-            "(nothing), once (one task) or all.",
+            "(nothing), once (one task) or all (one task per run).",
         ),
     ] = "skip",
     queue: IntoQueue = None,
@@ -276,7 +276,7 @@ def trigger(
 ) -> None:
     """Enqueue the task of a schedule once, now, in addition to its ticks.
 
-    This does not count as a tick: `qsync schedule list` still shows the last tick.
+    This does not count as a tick: LAST TICK in `qsync schedule list` stays the same.
     """
     with open_store(store) as session:
         owner = queue_of_schedule(session, name, queue)
@@ -325,7 +325,7 @@ async def _delete(inspector: Inspector, name: str, queue: str) -> Change:
 
 
 def queue_of_schedule(session: StoreSession, name: str, queue: str | None) -> str:
-    """Return the queue of the schedule; exit if there is none, or more than one."""
+    """Return the queue of the schedule; exit unless exactly one queue has this schedule."""
     if queue is not None:
         session.run(check_queue(session.inspector, queue))
     schedules = session.run(session.inspector.schedules(prefix=name))
@@ -355,7 +355,7 @@ def _finish(
 
 
 def info_of(session: StoreSession, name: str, queue: str) -> ScheduleInfo:
-    """Return a schedule that was found earlier; exit if it has been deleted since."""
+    """Return a schedule that the command has found before; exit if it was deleted since then."""
     schedules = session.run(session.inspector.schedules(prefix=name))
     same = [info for info in schedules if (info.name, info.queue) == (name, queue)]
     if not same:
@@ -364,7 +364,7 @@ def info_of(session: StoreSession, name: str, queue: str) -> ScheduleInfo:
 
 
 def preview(session: StoreSession, name: str, queue: str, done: str, as_json: bool) -> None:
-    """Print what would happen to a schedule."""
+    """Print what would happen to a schedule, e.g. "would be paused"; exit if it is not found."""
     info_of(session, name, queue)
     finish([Outcome(name, queue, Change(outcome="done"))], done, as_json=as_json, key="schedule")
 

@@ -78,7 +78,7 @@ def backfill(
 
     For example: qsync schedule backfill nightly --from 2026-11-01 --to 2026-11-08 --dry-run
 
-    Skips ticks that the store records as run.
+    Skips ticks that have already run, according to the store.
     """
     if start is None or end is None:
         exit_with("--from and --to are required", USAGE)
@@ -107,5 +107,5 @@ def backfill(
 
 def _print(plan: Backfill, *, dry_run: bool) -> None:
     would = " would be" if dry_run else ""
-    skipped = f"; {plan.skipped:,} skipped, since they ran before" if plan.skipped else ""
+    skipped = f"; {plural(plan.skipped, 'tick')} skipped: already run" if plan.skipped else ""
     print_line(f"{plural(plan.enqueued, 'task')}{would} enqueued{skipped}")

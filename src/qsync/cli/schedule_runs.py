@@ -1,4 +1,4 @@
-"""Prints the runs of schedules, and times in the zones of schedules."""
+"""Prints the runs of schedules, and formats times in the time zones of schedules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLOURS: Final = {**COLOURS, "failed": "red", "missed": "yellow"}
 
 
 def in_zone(time: datetime, tz: str | None) -> str:
-    """Return a time in the schedule's time zone, or in the local one if it has none."""
+    """Return a time in the schedule's time zone, or in local time if the schedule has none."""
     if tz is None:
         return local_time(time)
     try:
@@ -30,7 +30,7 @@ def in_zone(time: datetime, tz: str | None) -> str:
 def print_runs(runs: Sequence[ScheduleRun], *, whole: bool) -> None:
     """Print runs, the latest first."""
     if not runs:
-        print_line("No runs are noted yet.")
+        print_line("No runs are recorded yet.")
         return
     columns = [
         Column("TICK"), Column("AGO"), Column("MADE"), Column("OUTCOME"),

@@ -50,8 +50,8 @@ def list_servers(
     """List the running servers.
 
     RUNNING shows how many tasks a server is running and how many it can run, as of its last
-    heartbeat, up to half a lease (15 s) ago. With --tasks, the leases are current. There may be
-    more leases than running tasks: a server also holds leases on tasks that have not started.
+    heartbeat, up to half a lease (15 s) ago. With --tasks, the leases are current. A
+    server may hold more leases than it runs tasks, because it leases tasks before they start.
     """
     with_tasks = tasks or output.format is Format.JSON
     with open_store(store) as session:
@@ -83,7 +83,7 @@ SERVER_COLUMNS: Final = (
 
 
 def server_row(server: ServerInfo) -> Row:
-    """Return the row of a server; one that takes no new tasks is marked `quiet`."""
+    """Return the row of a server; a server that takes no new tasks is marked `quiet`."""
     queues = ",".join(
         name if weight == 1 else f"{name}={weight}" for name, weight in server.queues.items()
     )
@@ -129,7 +129,7 @@ def stop(
 ) -> None:
     """Stop servers gracefully, as SIGTERM does.
 
-    A process of `qsync worker` is not restarted; the worker ends with its last process.
+    `qsync worker` does not replace a stopped process, and exits after its last process.
     """
     if dry_run:
         _send(ids, store, as_json, _look, "would be stopped")
@@ -138,7 +138,7 @@ def stop(
 
 
 def _look(inspector: Inspector) -> Callable[[str], Awaitable[Change]]:
-    """Return a function that only reports whether the server exists."""
+    """Return a function that changes nothing and reports whether the server exists."""
 
     async def look(id: str) -> Change:
         return Change(outcome="not_found" if await inspector.server(id) is None else "done")

@@ -43,7 +43,7 @@ def stats(
 
     For example: qsync stats default --days 7
 
-    Days are in UTC, by the clock of the store.
+    Days are in UTC, according to the store's clock.
     """
     with open_store(store) as session:
         source = f"{session.inspector.prefix} at {session.address}"

@@ -48,10 +48,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STORE_TIMEOUT_S: Final = 5.0
-"""How long a command tries to reach the store."""
+"""How long a command tries to reach the store, in seconds."""
 
 CLOCK_S: Final = 60.0
-"""How long a measured offset of the store's clock is used."""
+"""How long a measured offset of the store's clock is used, in seconds."""
 
 NAMES_SHOWN: Final = 20
 """Maximum number of names that a message lists."""
@@ -91,7 +91,7 @@ class StoreSession:
         asked = time.monotonic()
         if asked - self._clock_read_at > CLOCK_S:
             self._clock_read_at = asked
-            with contextlib.suppress(ConfigError):  # without permission, use the local clock
+            with contextlib.suppress(ConfigError):  # no permission: use the local clock
                 store_clock.follow(store_clock.ahead(self._runner.run(self.inspector.store_time())))
 
 
@@ -114,7 +114,7 @@ def open_store(options: StoreOptions) -> Iterator[StoreSession]:
 
 def load_app(target: str, url: str | None = None) -> Qsync:
     """Import the app that --app names; `url` is used if the app does not set one."""
-    # Imported here, so that commands without --app start sooner.
+    # Imported here, so that commands without --app start faster.
     from qsync.worker.load_app import TargetError, load
 
     if url:
@@ -132,7 +132,7 @@ def connections_of(
     """Return the store named by the options, the app or the environment, and the app if there is
     one.
 
-    An app without a URL or prefix has already read the environment.
+    An app that sets no URL or prefix has read them from the environment.
     """
     url, prefix = options.url, options.prefix
     url_option = url if url != os.environ.get(URL) else None
@@ -182,9 +182,9 @@ def _role(command: str) -> str:
 
 
 def unknown_name(names: Sequence[str], name: str, noun: str, *, if_none: str = "") -> str:
-    """Return the message for an unknown name, with the likely name or all names."""
+    """Return the message for an unknown name; it suggests a similar name and lists the names."""
     if not names:
-        return f"there is no {noun} {name}, nor any other{if_none}"
+        return f"there is no {noun} {name}, and no other {noun}{if_none}"
     close = difflib.get_close_matches(name, names, 1)
     meant = f"did you mean {close[0]}? Choose" if close else "choose"
     more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
@@ -218,7 +218,7 @@ async def _other_prefixes(inspector: Inspector) -> str:
 
 
 async def all_queues(inspector: Inspector) -> list[QueueInfo]:
-    """Return all queues, read about a thousand at a time."""
+    """Return all queues, which are read about a thousand at a time."""
     overview = await inspector.overview()
     queues, later = {info.name: info for info in overview.queues}, list(overview.later)
     while overview.cursor is not None:
@@ -230,11 +230,11 @@ async def all_queues(inspector: Inspector) -> list[QueueInfo]:
 
 
 def note_later(queues: Sequence[str]) -> None:
-    """Print on stderr which queues are left out because a later version of qsync wrote them."""
+    """Print on stderr which queues are not shown because a later version of qsync wrote them."""
     if queues:
         more = f" and {len(queues) - NAMES_SHOWN} more" if len(queues) > NAMES_SHOWN else ""
         names = ", ".join(queues[:NAMES_SHOWN])
-        text = f"left out, since a later version of qsync wrote their data: {names}{more}"
+        text = f"not shown, because a later version of qsync wrote their data: {names}{more}"
         typer.echo(escape(text), err=True)
 
 
@@ -254,14 +254,14 @@ async def check_queue(inspector: Inspector, name: str) -> QueueInfo:
 
 
 async def state_counts(inspector: Inspector, queue: str | None) -> dict[str, dict[TaskState, int]]:
-    """Return the tasks by state in a queue, or in all queues; exit if the queue is unknown."""
+    """Return the number of tasks by queue and state; exit if `queue` is unknown."""
     if queue is None:
         return {info.name: info.states for info in await all_queues(inspector)}
     return {queue: (await check_queue(inspector, queue)).states}
 
 
 async def queue_of(inspector: Inspector, id: str, queue: str | None) -> str:
-    """Return the queue of a task, searching all queues if `queue` is None; exit if none has it."""
+    """Return the queue of a task; if `queue` is None, search all queues and exit if none has it."""
     if queue is not None:
         await check_queue(inspector, queue)
         return queue

@@ -61,7 +61,7 @@ def list_tasks(
         typer.Option(
             "--newest-first/--oldest-first",
             help="Order of the tasks.  [default: newest first for tasks that have ended; for "
-            "others, the order in which they will run]",
+            "others, the order in which they will start]",
             show_default=False,
         ),
     ] = None,
@@ -114,7 +114,7 @@ def show(
         return
     if raw and as_json:
         exit_with(
-            "--raw and --json cannot be used together; --json has the payload as base64", USAGE
+            "--raw and --json cannot be used together; --json prints the payload as base64", USAGE
         )
     with open_store(store) as session:
         detail, why = session.run(
@@ -234,7 +234,7 @@ def reschedule(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Change when scheduled tasks or tasks waiting for a retry are due.
+    """Change when scheduled tasks, or tasks that wait for a retry, are due.
 
     For example: qsync task reschedule ID --delay 15m
     """

@@ -24,13 +24,12 @@ ChangeTask = Callable[..., Awaitable[Change]]
 
 @dataclass(frozen=True, slots=True)
 class TaskChange:
-    """A change to tasks in any of `states`: to tasks by id, or in steps to all that match
-    filters."""
+    """A change to tasks in any of `states`, either by id or to all tasks that match filters."""
 
     states: tuple[TaskState, ...]
     verb: str
     done: str
-    """What the report says was done to the tasks, e.g. `deleted`."""
+    """Past participle for the report, e.g. `deleted` in "3 of 5 dead tasks deleted"."""
     change_task: Callable[[Inspector], ChangeTask]
     make_step: Callable[[Inspector], MakeStep]
 
@@ -75,7 +74,7 @@ def retry(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Make dead tasks, scheduled tasks and tasks waiting for a retry pending now.
+    """Make tasks pending now that are dead, scheduled or waiting for a retry.
 
     For example: qsync task retry --state retry --error Timeout --dry-run
 
@@ -103,8 +102,8 @@ def cancel(
 
     For example: qsync task cancel --state scheduled --type 'report.*' --dry-run
 
-    The server of a running task stops the handler at once if it receives the request, and otherwise
-    within a third of its lease.
+    The server of a running task stops the handler at once if the request reaches it, and otherwise
+    within a third of the lease.
     """
     if ids:
         _refuse_filters(state, filters, everything)
@@ -141,7 +140,7 @@ def delete(
 
 
 def dry(states: tuple[TaskState, ...]) -> Callable[[Inspector], ChangeTask]:
-    """Return a function that changes nothing and succeeds for tasks in one of the states."""
+    """Return a function for a dry run: it changes nothing, and succeeds for tasks in `states`."""
 
     def verb(inspector: Inspector) -> ChangeTask:
         async def preview(id: str, *, queue: str) -> Change:
@@ -164,7 +163,7 @@ def _refuse_filters(state: TaskState | None, filters: FilterOptions, everything:
 def _checked_state(
     change: TaskChange, state: TaskState | None, filters: FilterOptions
 ) -> TaskState:
-    """Return the state of the tasks to change; exit if the options name no possible state."""
+    """Return the state of the tasks to change; exit unless the options name one valid state."""
     if filters.states:
         if len(filters.states) > 1 or state not in (None, filters.states[0]):
             exit_with("pass one state, with --state or with state: in the query", USAGE)
@@ -199,7 +198,7 @@ def _change_matching(
     dry_run: bool,
     question: str | None = None,
 ) -> None:
-    """Change the matching tasks in steps; ask first if `question` is set."""
+    """Change the matching tasks in steps; if `question` is set, ask for confirmation first."""
     checked = _checked_state(change, state, filters)
     check_everything(filters, everything)
     with open_store(store) as session:

@@ -1,4 +1,4 @@
-"""Prints all known facts about a task."""
+"""Prints everything that the store knows about a task."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from qsync.message import ERROR_LIMIT
 from qsync.state import TaskState
 
 LINES: Final = 100
+"""Maximum number of lines to print of a payload or a result."""
+
 CHARACTERS: Final = 8_000
-"""Maximum lines and characters to print of a payload, a result or a header."""
+"""Maximum number of characters to print of a payload, a result or a header."""
 
 HEADERS: Final = 500
 """Maximum number of headers to print."""
@@ -55,7 +57,7 @@ def print_error(detail: TaskDetail) -> None:
     """Print the last error of a task with its traceback, if it has one."""
     if detail.error:
         is_cut = len(detail.error.encode(errors="replace")) >= ERROR_LIMIT - 8
-        note = f"only the first and last parts are kept, {ERROR_LIMIT // 1024} KiB"
+        note = f"only the first and last parts are kept, {ERROR_LIMIT // 1024} KiB in all"
         _print_block("error", note if is_cut else "", detail.error)
 
 
@@ -103,7 +105,7 @@ def _duration(value: float | str | None) -> str:
 
 def _debounce(detail: TaskDetail) -> str:
     if detail.debounce is None:
-        return "the next call replaces it" if detail.replaces else ""
+        return "the next call with its unique key replaces this task" if detail.replaces else ""
     longest = "" if detail.debounce_max is None else f", at most {duration(detail.debounce_max)}"
     return f"{duration(detail.debounce)} after the last call{longest}"
 
@@ -125,7 +127,7 @@ def _print_headers(detail: TaskDetail) -> None:
             more = " ..." if len(value) > CHARACTERS else ""
             print_line(f"  {name[:CHARACTERS]}: {value[:CHARACTERS]}{more}")
         if len(detail.headers) > HEADERS:
-            print_line(f"  ... {len(detail.headers) - HEADERS} more: --json has them")
+            print_line(f"  ... {len(detail.headers) - HEADERS} more: --json prints them")
 
 
 def _print_shown(title: str, shown: Shown, length: int | None, *, raw: bool = False) -> None:
@@ -136,7 +138,7 @@ def _print_shown(title: str, shown: Shown, length: int | None, *, raw: bool = Fa
     for line in escaped_lines("\n".join(lines)):
         print_raw(f"  {line}")
     if is_cut:
-        print_line(f"  ... cut here: {'--raw writes all of it' if raw else '--json has all of it'}")
+        print_line(f"  ... cut here: {'--raw' if raw else '--json'} prints all of it")
 
 
 def _print_block(title: str, note: str, text: str) -> None:
@@ -144,7 +146,7 @@ def _print_block(title: str, note: str, text: str) -> None:
     for line in escaped_lines(text[:TEXT_LIMIT]):
         print_raw(f"  {line}")
     if len(text) > TEXT_LIMIT:
-        print_line("  ... cut here: --json has all of it")
+        print_line("  ... cut here: --json prints all of it")
 
 
 def _print_history(detail: TaskDetail) -> None:
@@ -180,7 +182,7 @@ def _print_heading(text: str) -> None:
 
 
 def print_stack(id: str, queue: str | None, store: StoreOptions, *, as_json: bool) -> None:
-    """Print the stack of the handler of a task; exit if there is none."""
+    """Print the stack of a task's handler; exit if the handler is not running."""
     with open_store(store) as session:
         answer = session.run(_stack(session.inspector, id, queue))
     if as_json:

@@ -58,7 +58,7 @@ SortTasks = Annotated[str | None, sort_option(
 
 
 def first_sorted(rows: list[TaskRow], sort: str, limit: int) -> list[TaskRow]:
-    """Return the first rows in the order of a column."""
+    """Return the first `limit` rows in the order of the column `sort`."""
     key = SORTS[sort]
     return nsmallest(limit, rows, key=lambda row: (key(row), row.id))
 
@@ -89,7 +89,7 @@ class Listing(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class TaskQuery:
-    """Which tasks to list; `queue` None means all queues."""
+    """Which tasks to list; a `queue` of None means all queues."""
 
     queue: str | None
     states: Sequence[TaskState]
@@ -111,7 +111,7 @@ class TaskQuery:
 
 
 async def collect_tasks(inspector: Inspector, query: TaskQuery) -> Listing:
-    """Return a page of tasks, state by state or sorted; exit if there is no such queue."""
+    """Return a page of tasks, state by state or sorted; exit if the queue does not exist."""
     counts = await state_counts(inspector, query.queue)
     queues_by_state = {
         state: [name for name, states in counts.items() if states.get(state)]
@@ -142,7 +142,7 @@ async def collect_tasks(inspector: Inspector, query: TaskQuery) -> Listing:
 
 
 def _resume(states: list[TaskState], cursor: str | None) -> tuple[list[TaskState], str | None]:
-    """Return the states still to list, and the cursor within the first of them."""
+    """Return the states that are still to be listed, and the cursor within the first of them."""
     if cursor is None:
         return states, None
     name, slash, inner = cursor.partition("/")

@@ -23,10 +23,10 @@ if TYPE_CHECKING:  # rich is slow to import
     from rich.console import Console
 
 RATE_INTERVAL_S: Final = 0.5
-"""Time between the two reads from which a single frame computes its rates."""
+"""Time between the two reads from which --once computes rates, in seconds."""
 
 WIDTH: Final = 120
-"""Width of a frame that is not shown on a terminal."""
+"""Width of a frame that is not printed to a terminal, in characters."""
 
 
 def top(
@@ -52,7 +52,7 @@ def top(
 ) -> None:  # fmt: skip
     """Watch queues, rates, servers and the longest-running tasks; q or Ctrl-C quits.
 
-    The keys > and < sort queues by the next or the previous column; a v marks the column.
+    The key > sorts queues by the next column, and < by the previous one; a v marks the column.
 
     Prints one frame if standard output is not a terminal.
     """
@@ -102,7 +102,7 @@ def _watch(session: StoreSession, model: TopModel, out: Console, interval: float
 
 
 class Keys:
-    """The keys of the live view."""
+    """Reads the keys that the user presses in the live view."""
 
     def __init__(self, model: TopModel) -> None:
         self.quit: bool = False
@@ -112,7 +112,7 @@ class Keys:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[None]:
-        """Read keys within the context; restore the terminal at its end."""
+        """Read keys within the context, and then restore the terminal's settings."""
         try:
             import termios
             import tty
@@ -133,7 +133,7 @@ class Keys:
 
     def _take(self) -> None:
         keys = os.read(sys.stdin.fileno(), 64)
-        self.quit = self.quit or not keys or b"q" in keys.lower()  # no bytes: terminal closed
+        self.quit = self.quit or not keys or b"q" in keys.lower()  # no bytes: closed
         for key in keys.decode(errors="replace"):
             if key in "<>":
                 self._model.sort_by_next(1 if key == ">" else -1)

@@ -48,7 +48,7 @@ _TASK_COLUMNS: Final = (
 
 
 SORTS: Final = ("queue", *(state.value for state in STATES), "oldest", *RATE_COLUMNS)
-"""Columns by which queues can be sorted: by name, or by a number with the largest first."""
+"""Columns by which queues can be sorted; numbers are sorted with the largest first."""
 
 MARK: Final = "v"
 """Mark beside the name of the column by which queues are sorted."""
@@ -71,7 +71,7 @@ class TopModel:
         self._inspector = inspector
         self._address = address
         self.trouble: str = ""
-        """Why the last read failed."""
+        """Why the last read failed; empty if it succeeded."""
         self._overview: Overview | None = None
         self._servers: list[ServerInfo] = []
         self._running: list[Running] = []
@@ -206,7 +206,7 @@ def _task_row(running: Running) -> Row:
 
 
 def _run_key(row: TaskRow) -> tuple[str, str]:
-    """Return the identity of a run: a task that moved to another server starts a new run."""
+    """Return the key of a run: a task that has moved to another server counts as a new run."""
     return f"{row.queue}/{row.id}", row.server or ""
 
 
@@ -220,8 +220,8 @@ def _per_second(rate: float) -> str:
 
 
 def _share_lines(lengths: list[int], height: int | None) -> list[int]:
-    """Return how many rows of each table fit; lines that a short table does not need go to the
-    others."""
+    """Return how many rows of each table fit; a long table also gets the lines that a short one
+    does not need."""
     if height is None:
         return lengths
     free_lines = max(0, height - TITLE_LINES - HEADER_LINES * len(lengths))

@@ -60,7 +60,8 @@ def period_option(names: Iterable[str]) -> Any:
     periods = list(names)
     return typer.Option(
         "--period", metavar="TIME", parser=period_of, show_default=False,
-        autocompletion=lambda: periods, help=f"{', '.join(periods)}.  [default: 1h]",
+        autocompletion=lambda: periods,
+        help=f"Period of the statistics: {', '.join(periods)}.  [default: 1h]",
     )  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def list_types(
 
     For example: qsync types --queue mail --period 24h --sort failed
 
-    WAIT and RUN are the median and the 95th percentile. PENDING and DEAD are counts among the first
+    WAIT and RUN show the median and the 95th percentile. PENDING and DEAD count among the first
     1,000 tasks; a + means that there are more tasks.
     """
     with open_store(store) as session:
@@ -179,7 +180,7 @@ def show(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Show a type: its runs over time, the starts of its servers and its slowest tasks.
+    """Show a type: its runs over time, when its servers started, and its slowest tasks.
 
     For example: qsync type show send_mail --queue mail --period 24h
     """
@@ -202,7 +203,7 @@ def _print_stats(stats: TypeStats) -> None:
         print_line(f"{pause_note(stats.paused)}{waiting}", "yellow")
     if not stats.stats.started and not stats.stats.failed:
         print_line(
-            "No task of this type has started in this time. `qsync type list` lists the types.",
+            "No task of this type has started in this period. `qsync type list` lists the types.",
             "yellow",
         )
         return
@@ -267,7 +268,7 @@ def resume(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Resume a type, so that its tasks start again, in order.
+    """Resume a type, so that its tasks start again, in their original order.
 
     For example: qsync type resume send_mail --queue mail
     """
@@ -300,7 +301,7 @@ def print_starts(starts: Sequence[ServerStart]) -> None:
     if not starts:
         return
     print_line("")
-    print_line("Servers started, as after a deploy:", "bold")
+    print_line("Starts of servers, e.g. after a deploy:", "bold")
     columns = [Column("FROM"), Column("VERSION", shrink=True), Column("SERVERS", right=True)]
     rows: list[Row] = [
         [local_time(start.at), start.version, f"{start.servers:,}"]

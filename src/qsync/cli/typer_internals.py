@@ -1,4 +1,4 @@
-"""All uses of undocumented names of typer, with their fallbacks."""
+"""All uses of undocumented parts of typer, each with a fallback."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Converter:
 
 
 def _converted(value: Any, descriptor: Any, param: Any) -> Any:
-    """Return the value, converted without typer; _MISSING if typer has to convert it."""
+    """Convert the value without typer; return _MISSING if typer has to convert it."""
     is_multiple = param.multiple or param.nargs == -1
     if value is None:
         return () if is_multiple else None

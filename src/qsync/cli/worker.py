@@ -62,8 +62,8 @@ def worker(
 
     A process that dies is replaced, and its tasks return to the queue within a second. If two
     processes have died while running the same task, the task then runs alone in its process. Before
-    it starts, it waits at most 2 s for running tasks to end; it then delays other tasks for at most
-    1 s.
+    it starts, the task waits at most 2 s for running tasks to end; it then delays other tasks for
+    at most 1 s.
 
     Ctrl-C or SIGTERM stops gracefully: running tasks have the shutdown timeout to end. A second
     signal stops at once. SIGHUP restarts the processes one after another, so that they load the
@@ -89,7 +89,7 @@ def worker(
         _banner(target, app, server, plan.processes, chosen=queues is not None)
         if port is not None:
             log.info("health: http://%s:%d/ready", port.host, port.port)
-        with app:  # an embedded store runs as long as the parent does
+        with app:  # keeps an embedded store running while this process runs
             code = asyncio.run(_supervise(plan, server, port))
     raise typer.Exit(code)
 
@@ -181,7 +181,7 @@ def _delays(text: str) -> list[float]:
 def _load(
     target: str, config: dict[str, Any], url: str | None, prefix: str | None, *, verbose: bool
 ) -> tuple[Qsync, Server]:
-    """Return the app, and a server of the app that is used only to read settings."""
+    """Import the app; return it with a server that is used only to read settings."""
     if url is not None:
         os.environ[URL] = url
     if prefix is not None:
@@ -201,7 +201,7 @@ def _load(
             logs.configure("debug", tag="main")
             log.error("%s", error, exc_info=True)
         is_ours = isinstance(error, TargetError | QsyncError)
-        _refuse(str(error) if is_ours else f"cannot make a server of {target}: {message_of(error)}")
+        _refuse(str(error) if is_ours else f"cannot serve {target}: {message_of(error)}")
     return app, server
 
 
@@ -213,14 +213,14 @@ def _choose_loop(uvloop: bool | None) -> bool:
 
 
 def _refuse(reason: str) -> NoReturn:
-    """Print one line and exit with 2, for wrong usage."""
+    """Print the reason as one line, and exit with 2, the code for a usage error."""
     typer.echo(f"qsync worker: {logs.escape(hide_credentials(reason))}", err=True)
     raise typer.Exit(2)
 
 
 def _unserved(app: Qsync, served: Sequence[str]) -> str:
-    """Return a text that names the queues of the app's tasks that this worker does not serve, or
-    ""."""
+    """Return a warning that names the queues of the app's tasks that this worker does not serve;
+    "" if it serves all of them."""
     types: dict[str, list[str]] = {}
     for name, function in sorted(app.functions.items()):
         queue = function.defaults.get("queue", DEFAULT)
@@ -233,9 +233,9 @@ def _unserved(app: Qsync, served: Sequence[str]) -> str:
         for queue, names in list(types.items())[:NAMES_LOGGED]
     ]
     return (
-        f"this worker does not serve {plural(len(types), 'queue')} that tasks of the app go to: "
-        f"{', '.join(shown)}{', ...' if len(types) > NAMES_LOGGED else ''}; add them to --queues, "
-        "or start another worker for them"
+        f"this worker does not serve {plural(len(types), 'queue')} of the app's tasks: "
+        f"{', '.join(shown)}{', ...' if len(types) > NAMES_LOGGED else ''}; add these queues to "
+        "--queues, or start another worker for them"
     )
 
 
@@ -266,16 +266,17 @@ def _banner(target: str, app: Qsync, server: Server, processes: int, *, chosen: 
 
 
 class _Stopped(BaseException):
-    """Not an Exception, so that imported code does not catch it by accident."""
+    """A signal arrived. Not an Exception, so that imported code does not catch it by accident."""
 
 
 @contextlib.contextmanager
 def early_stop(doing: str) -> Iterator[Callable[[], None]]:
-    """Exit with code 0 and one line on SIGTERM or SIGINT, even as PID 1.
+    """Handle SIGTERM and SIGINT within the context: print one line and exit with code 0.
 
-    The kernel delivers a signal to PID 1 only if the process has a handler for the signal. A
-    command that runs an event loop sets its own handlers. `doing` says what was interrupted. Call
-    the yielded function at the end: imported code may have swallowed the exception.
+    The handlers are also needed because the kernel delivers such a signal to PID 1 only if the
+    process handles it. Code that runs an event loop later sets its own handlers. `doing` says what
+    was interrupted. Call the yielded function at the end of the block: imported code may have
+    swallowed the exception.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None

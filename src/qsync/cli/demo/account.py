@@ -50,9 +50,9 @@ KINDS: Final = {
     "tenant": DemoKind("all digests of both tenants are right"),
     "parent": DemoKind("each enqueued its ten"),
     "child": DemoKind("all digests are right"),
-    "typed": DemoKind("results equal those of plain calls"),
-    "slow": DemoKind("interrupted ones ran again"),
-    "flaky": DemoKind("each done at attempt 3"),
+    "typed": DemoKind("results match plain calls"),
+    "slow": DemoKind("interrupted tasks ran again"),
+    "flaky": DemoKind("each succeeded at attempt 3"),
     "hopeless": DemoKind("each dead after 3 attempts", End.DEAD),
     "scheduled": DemoKind("none started early"),
     "unique": DemoKind("each name accepted once"),
@@ -64,20 +64,20 @@ KINDS: Final = {
 
 
 class ServerNotes:
-    """The records of the servers so far. Times are in seconds."""
+    """What the servers have recorded so far about the tasks. Times are in seconds."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._offsets: Counter[Path] = Counter()
-        self.kinds: dict[str, str] = {}  # by id, for all tasks that have started
-        self.starts: dict[str, list[float]] = defaultdict(list)  # by id
-        self.done: dict[str, dict[str, set[str]]] = defaultdict(dict)  # kind: id: digests
-        self.failed: dict[str, set[tuple[str, int]]] = defaultdict(set)  # kind: id, attempt
-        self.running: dict[int, set[str]] = defaultdict(set)  # pid: ids
-        self.events: int = 0  # without those of ticks
+        self.kinds: dict[str, str] = {}  # by id of each task that has started
+        self.starts: dict[str, list[float]] = defaultdict(list)  # start times by id
+        self.done: dict[str, dict[str, set[str]]] = defaultdict(dict)  # digests by kind and id
+        self.failed: dict[str, set[tuple[str, int]]] = defaultdict(set)  # (id, attempt) by kind
+        self.running: dict[int, set[str]] = defaultdict(set)  # task ids by process id
+        self.events: int = 0  # number of starts and ends, except those of ticks
 
     def poll(self) -> None:
-        """Read the new lines."""
+        """Read the lines that the servers have written since the last call."""
         for path in sorted(self._folder.glob("history-*")):
             with path.open("rb") as file:
                 file.seek(self._offsets[path])
@@ -108,18 +108,18 @@ class Ledger:
     history: ServerNotes
     offered: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
-    ids: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # accepted
-    blocks: dict[str, int] = field(default_factory=dict)  # id: offset to hash
-    due: dict[str, float] = field(default_factory=dict)  # id: earliest start
-    wrong: Counter[str] = field(default_factory=Counter)  # wrong results, by kind
+    ids: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # of accepted
+    blocks: dict[str, int] = field(default_factory=dict)  # offset of the block to hash, by id
+    due: dict[str, float] = field(default_factory=dict)  # earliest start, by id
+    wrong: Counter[str] = field(default_factory=Counter)  # number of wrong results, by kind
     killed_at: float = 0.0
     interrupted: set[str] = field(default_factory=set)  # tasks that the killed server was running
-    stored: dict[str, TaskRow] = field(default_factory=dict)  # by id, tasks in the store
-    counters: Counter[str] = field(default_factory=Counter)  # of the store
-    digests: dict[int, str] = field(default_factory=dict)  # by offset, computed in a plain loop
+    stored: dict[str, TaskRow] = field(default_factory=dict)  # tasks in the store, by id
+    counters: Counter[str] = field(default_factory=Counter)  # the store's own counters
+    digests: dict[int, str] = field(default_factory=dict)  # the correct digests, by offset
 
     def record(self, tasks: Sequence[Task], handles: Handles, blocks: Sequence[int]) -> list[str]:
-        """Record the replies to enqueues; return the ids."""
+        """Record how the store answered the enqueues; return the ids."""
         for task, handle in zip(tasks, handles, strict=True):
             self.offered[task.type] += 1
             if handle.created:
@@ -166,7 +166,7 @@ class KindAccount(msgspec.Struct):
 
 
 class CheckResult(msgspec.Struct):
-    """The result of a check that spans all kinds."""
+    """The result of a check that covers the tasks of all kinds."""
 
     ok: bool
     text: str
@@ -181,7 +181,7 @@ class Summary(msgspec.Struct):
 
 
 def account(ledger: Ledger) -> Summary:
-    """Draw up the account."""
+    """Compute the account from everything that was reported."""
     rows = [_row(ledger, kind) for kind in KINDS]
     ends = Counter({end: sum(row.ends[end] for row in rows) for end in End})
     parts = " + ".join(f"{ends[end]:,} {end}" for end in End if end not in (End.LEFT, End.LOST))
@@ -213,9 +213,9 @@ def _row(ledger: Ledger, kind: str) -> KindAccount:
 
 
 def _problem(ledger: Ledger, kind: str) -> str:
-    """Return the problems with the tasks of a kind, except for wrong outcomes."""
+    """Return what is wrong with the tasks of a kind, apart from how they ended; "" if nothing."""
     history, ids = ledger.history, ledger.ids[kind]
-    wrong, problem = ledger.wrong[kind], "went wrong at the client"
+    wrong, problem = ledger.wrong[kind], "failed at the client"
     match kind:
         case "hash" | "thread" | "process" | "tenant" | "child":
             done, digests, problem = history.done[kind], ledger.digests, "digests are wrong"

@@ -51,7 +51,7 @@ def demo(
     if not console.is_terminal:
         console.width = 100
     with _folder(keep=keep) as folder:
-        # Set these now: `tasks` reads them when it is imported, here and by the worker.
+        # Set these before the module `tasks` is imported, here and in the worker: it reads them.
         os.environ["QSYNC_URL"] = url or f"embedded://{quote(str(folder / 'store'))}"
         os.environ["QSYNC_PREFIX"] = f"qsync-demo-{secrets.token_hex(4)}"
         os.environ["QSYNC_DEMO"] = str(folder)
@@ -66,14 +66,14 @@ def demo(
 
 @contextlib.contextmanager
 def _folder(*, keep: bool) -> Iterator[Path]:
-    """Create a temporary folder; before removing it, wait until the store in it has ended."""
+    """Create a temporary folder; before removing it, wait until the store in it has stopped."""
     folder = Path(tempfile.mkdtemp(prefix="qsync-demo-"))
     try:
         yield folder
     finally:
         with contextlib.suppress(FileNotFoundError), (folder / "store/users.lock").open() as lock:
-            # Wait until nothing uses the store: its users hold this lock, and so does its guardian
-            # until the store has ended.
+            # Every process that uses the store holds this lock. After the last one has ended, the
+            # store's guardian process holds the lock until the store has stopped.
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not keep:
             shutil.rmtree(folder)

@@ -33,8 +33,8 @@ WORKER: Final = (
     "--queues", ",".join(f"{name}={weight}" for name, weight in QUEUES.items()),
     "--shutdown-timeout", "5",
 )  # fmt: skip
-SLOW: Final = 40  # few enough for one server to run all of them
-TIMEOUT_S: Final = 3600.0  # to wait for results; long because the machine may be busy
+SLOW: Final = 40  # number of slow tasks; one server can run all of them
+TIMEOUT_S: Final = 3600.0  # for a result; long because the machine may be busy
 
 
 class DemoClient:
@@ -73,7 +73,7 @@ class DemoClient:
         groups = [list(blocks[start : start + 10]) for start in range(0, len(blocks), 10)]
         parents = await self._offer([tasks.parent.build(group) for group in groups])
         ids = [f"{parent}.{number}" for parent in parents for number in range(10)]
-        self._ledger.ids["child"] += ids  # their parents enqueue them
+        self._ledger.ids["child"] += ids  # a server enqueues them when it runs their parents
         self._ledger.offered["child"] += len(ids)
         self._ledger.blocks.update(zip(ids, blocks, strict=True))
 
@@ -121,7 +121,7 @@ class DemoClient:
         return set((await self._offer([later] * 8 + [now] * 4))[8:])
 
     async def cancel(self) -> None:
-        """Cancel them."""
+        """Cancel the tasks of `enqueue_cancelled`, and wait until each has ended."""
         for id in self._ledger.ids["cancel"]:
             await self._client.handle(id, queue="critical").cancel()
             await self._expect(TaskCancelled, "cancel", id)
@@ -164,13 +164,13 @@ class Run:
             stack.enter_context(self._screen.status)
             stack.push_async_callback(tasks.app.aclose)
             await stack.enter_async_context(self._inspector)
-            await self._inspector.ping()  # starts the store if it is a private one
+            await self._inspector.ping()  # starts the store unless the user has chosen one
             client = await stack.enter_async_context(tasks.app.async_client())
             if clean_up:
                 stack.push_async_callback(self._clean_up)
             async with self._worker():
                 await self._perform(client)
-            self._screen.tell("the worker has stopped; a plain loop hashes the blocks, to compare")
+            self._screen.tell("the worker has stopped; now hash the blocks in a loop to compare")
             await self._read_store()
             return account(self._ledger)
 
@@ -242,13 +242,13 @@ class Run:
             # Wait for the slow tasks: the poison task could interrupt them a second time, and a
             # task that is interrupted twice runs alone.
             await self._until(lambda: len(history.done["slow"]) == SLOW, "the slow tasks")
-            screen.tell("a task is enqueued that kills its server", loud=True)
+            screen.tell("enqueue a task that kills its server", loud=True)
             await demo.poison()
-            screen.tell("it is dead: after three crashes it is not run again", loud=True)
+            screen.tell("the task is dead: after three crashes it does not run again", loud=True)
         # Pause the schedule, so that its ticks leave no tasks behind when the worker stops.
         await self._inspector.pause_schedule("tick", queue="critical", by="qsync demo")
         await self._refresh()
-        with contextlib.suppress(DemoError):  # the account shows what is left
+        with contextlib.suppress(DemoError):  # the account shows unfinished tasks
             await self._until(lambda: not self._unfinished, "the last tasks")
 
     async def _until(self, holds: Callable[[], bool], condition: str) -> None:
@@ -260,9 +260,8 @@ class Run:
         while not holds():
             if events != self._history.events:
                 events, changed_at = self._history.events, time.monotonic()
-            timeout_s = (
-                900 if self._unfinished else 120
-            )  # while tasks are unfinished, a server may just be slow
+            # While tasks are unfinished, a server may only be slow: wait longer.
+            timeout_s = 900 if self._unfinished else 120
             if time.monotonic() > changed_at + timeout_s:
                 raise DemoError(
                     f"gave up waiting for {condition}: no task started or ended for {timeout_s} s, "
@@ -285,7 +284,7 @@ class Run:
         pid = max(history.running, key=slow_in)
         os.kill(pid, signal.SIGKILL)
         ledger.killed_at = time.monotonic()
-        ledger.interrupted = ids = history.running[pid]  # may grow as records are read
+        ledger.interrupted = ids = history.running[pid]  # grows when later polls read more starts
         tasks.GATE.touch()
         tell(f"kill -9 {pid}: one of the servers, in the middle of its work", loud=True)
         await self._until(lambda: len(ledger.restarts()) == len(ids), "the interrupted tasks")

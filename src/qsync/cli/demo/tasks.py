@@ -20,7 +20,7 @@ from qsync import Qsync, TaskInfo
 from qsync.mux import CallNext
 
 FOLDER: Final = Path(os.environ.get("QSYNC_DEMO", "."))
-GATE: Final = FOLDER / "gate"  # the slow tasks wait until it exists
+GATE: Final = FOLDER / "gate"  # the slow tasks wait until this file exists
 BLOCK_SIZE: Final = 64 * 1024
 
 
@@ -62,32 +62,34 @@ app: Final = Qsync()  # QSYNC_URL names the store
 
 @app.task("hash", middleware=[recorded])
 async def hash_on_loop(offset: int) -> str:
-    """A coroutine runs on the event loop."""
+    """Hash a block in a coroutine, which runs on the event loop."""
     return digest_of(offset)
 
 
 @app.task("thread", middleware=[recorded])
 def hash_in_thread(offset: int) -> str:
-    """A plain function runs in a thread."""
+    """Hash a block in a plain function, which runs in a thread."""
     return digest_of(offset)
 
 
 @app.task("process", middleware=[recorded], executor="process")
 def hash_in_process(offset: int) -> str:
-    """A plain function with executor="process" runs in a process."""
+    """Hash a block in a plain function that runs in a child process."""
     return digest_of(offset)
 
 
 @app.task("tenant", queue="shared", middleware=[recorded])
 async def hash_for_tenant(offset: int) -> str:
-    """Enqueued with a fairness key: tenants share a queue."""
+    """Hash a block for a tenant; the fairness key lets tenants share a queue fairly."""
     return digest_of(offset)
 
 
 @app.task("parent", queue="critical", middleware=[recorded])
 async def parent(task: TaskInfo, offsets: list[int]) -> None:
-    """Enqueues a task for each block. The new ids are derived from this task's id, so a second run
-    adds no tasks."""
+    """Enqueue a task for each block.
+
+    The new ids are derived from this task's id, so a second run adds no tasks.
+    """
     ids = [f"{task.id}.{number}" for number in range(len(offsets))]
     children = [child.options(id=id).build(offset) for id, offset in zip(ids, offsets, strict=True)]
     await qsync.current().client.enqueue_many(children)
@@ -95,20 +97,26 @@ async def parent(task: TaskInfo, offsets: list[int]) -> None:
 
 @app.task("child", queue="critical", middleware=[recorded], retention=3600)
 async def child(offset: int) -> str:
-    """Kept for an hour, so that its id stays in use while its parent might run again."""
+    """Hash a block for the parent task.
+
+    The retention keeps the id in use for an hour, because the parent might run again.
+    """
     return digest_of(offset)
 
 
 @app.task("typed", queue="critical", middleware=[recorded], retention=3600)
 def count(offset: int) -> dict[str, int]:
-    """Arguments and result are checked against the annotations; the client awaits the result."""
+    """Return the number of lines and words in a block.
+
+    qsync checks the argument and the result against the annotations; the client awaits the result.
+    """
     data = read_block(offset)
     return {"lines": data.count(b"\n"), "words": len(data.split())}
 
 
 @app.task("slow", middleware=[recorded])
 async def slow(seconds: float) -> None:
-    """Waits until its server is killed, however busy the machine is."""
+    """Wait until the demo kills a server, so that the kill interrupts this task."""
     while not GATE.exists():  # noqa: ASYNC110 - another process opens it
         await asyncio.sleep(0.1)
     await asyncio.sleep(seconds)
@@ -116,44 +124,44 @@ async def slow(seconds: float) -> None:
 
 @app.task("flaky", middleware=[recorded], retry=3, retry_delay=0.3)
 async def flaky(task: TaskInfo) -> None:
-    """Succeeds at the third attempt."""
+    """Fail twice and succeed at the third attempt."""
     if task.attempt <= 2:
         raise ConnectionError(f"attempt {task.attempt} fails")
 
 
 @app.task("hopeless", middleware=[recorded], retry=2, retry_delay=0.2)
 def hopeless() -> None:
-    """Never succeeds."""
+    """Fail at each attempt, so that the task becomes dead."""
     raise ValueError("as always")
 
 
 @app.task("scheduled", queue="critical", middleware=[recorded])
 async def scheduled() -> None:
-    """Enqueued with a delay; it must not start earlier."""
+    """Do nothing; the task is enqueued with a delay and must not start early."""
 
 
 @app.task("unique", queue="lower", middleware=[recorded], unique=3600)
 async def unique(name: str) -> None:
-    """Enqueued by many clients at once; the store accepts one task for each name."""
+    """Do nothing; many clients enqueue the task at once, and the store accepts one per name."""
 
 
 @app.task("late", middleware=[recorded])
 async def late() -> None:
-    """Due one microsecond before its deadline, so it must never start."""
+    """Do nothing; the task is due one microsecond before its deadline, so it never starts."""
 
 
 @app.task("cancel", queue="critical", middleware=[recorded], retention=3600)
 async def cancel() -> None:
-    """Would take an hour, but is cancelled."""
+    """Sleep for an hour, unless the client cancels the task first."""
     await asyncio.sleep(3600)
 
 
 @app.task("poison", queue="critical", middleware=[recorded])
 async def poison() -> None:
-    """Kills the process that runs it."""
+    """Kill the process that runs this task."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @app.periodic(every=1, missed="all", name="tick", queue="critical", middleware=[recorded])
 async def tick() -> None:
-    """Both servers enqueue every tick, late or not; the store accepts each tick once."""
+    """Do nothing; both servers enqueue each tick, even late, and the store accepts it once."""
