@@ -154,7 +154,7 @@ def test_store_of_the_wrong_kind_is_an_error_at_once(
     """The first call may come from a blocking client, an asyncio client, or a starting server."""
     url = store.url.replace("redis", scheme) + "/main" * (scheme == "redis+sentinel")
     app = Qsync(url, prefix=prefix)
-    says = f"the store at {re.escape(url)} is not what the URL says"
+    says = f"the store at {re.escape(url)} does not match the URL"
 
     async def main() -> None:
         async with app.async_client() as client:

@@ -140,7 +140,7 @@ def test_doctor_names_the_channels_that_a_user_lacks(store: Store, more: tuple[s
     doctor = Doctor(redis_clients.parse(url), prefix=PREFIX, role="server")
     [found] = [one for one in asyncio.run(doctor.examine()) if one.name == "rights"]
     assert found.level == "problem"
-    assert "spublish, ssubscribe on their channels, which takes &{mine:*}:done" in found.text
+    assert "spublish, ssubscribe on their channels, which requires &{mine:*}:done" in found.text
 
 
 def test_doctor_reports_no_missing_right_of_a_full_user(store: Store) -> None:

@@ -152,7 +152,7 @@ def test_answer_of_another_protocol_is_an_error_at_once(
     ):
         with answering(answer) as port:
             client = colour.client(url.format(port), prefix, patience=60)
-            with pytest.raises(ConfigError, match=f"not of the Redis protocol.*{advice}"):
+            with pytest.raises(ConfigError, match=f"not in the Redis protocol.*{advice}"):
                 colour.do(client.enqueue(Task("add", [1, 2])))
 
 

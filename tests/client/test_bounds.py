@@ -122,7 +122,7 @@ def test_blocking_bulk_enqueue_fills_the_queue(valkey: Store, prefix: str) -> No
         with pytest.raises(QueueFull) as full:
             client.enqueue_many([Task("x", b"%d" % number) for number in range(400)])
         assert len(full.value.handles) == 300
-        with pytest.raises(QueueFull, match="queue default is full: 301 tasks wait there"):
+        with pytest.raises(QueueFull, match="queue default is full: 301 tasks are waiting"):
             client.enqueue(Task("x"))
 
 

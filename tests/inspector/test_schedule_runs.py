@@ -220,7 +220,7 @@ async def test_backfill_into_full_queue_reports_enqueued_ticks(store: Store, pre
         first = await inspector.backfill("hourly", **given)
         assert first is not None
         assert (first.ticks, first.enqueued, first.skipped) == (150, 120, 0)
-        assert "queue default has too little room" in str(first.refused)
+        assert "queue default does not have enough space" in str(first.refused)
         assert [event.number for event in await inspector.events(action="schedule.backfill")] == [
             120
         ]

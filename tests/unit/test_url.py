@@ -91,17 +91,17 @@ WRONG = [
     ("redis://h?socket_keepalive=perhaps", "socket_keepalive: must be true or false"),
     ("redis://h?ssl_cert_reqs=none", "ssl_cert_reqs: requires rediss://"),
     ("redis+cluster://h?ssl_ca_certs=x", r"ssl_ca_certs: requires rediss\+cluster://"),
-    ("unix:///s?ssl_ca_certs=x", "ssl_ca_certs: does not go with unix://"),
-    ("unix:///s?socket_keepalive=1", "socket_keepalive: does not go with unix://"),
+    ("unix:///s?ssl_ca_certs=x", "ssl_ca_certs: cannot be combined with unix://"),
+    ("unix:///s?socket_keepalive=1", "socket_keepalive: cannot be combined with unix://"),
     ("unix://tmp/x", "begins with a third slash: unix:///path"),
     ("unix:///" + "x" * 120, "at most 107 bytes"),
     ("rediss://h?ssl_cert_reqs=CERT_NO", "ssl_cert_reqs: must be one of none, optional, required"),
     ("rediss://h?ssl_check_hostname=2", "ssl_check_hostname: must be true or false"),
     ("rediss://h?ssl_cert_reqs=none&ssl_check_hostname=1", "ssl_check_hostname: a host name"),
     ("rediss://h?ssl_ca_certs=/no/ca.pem", "ssl_ca_certs: there is no such file"),
-    ("rediss://h?ssl_ca_certs=/etc", "ssl_ca_certs: holds no certificate"),
+    ("rediss://h?ssl_ca_certs=/etc", "ssl_ca_certs: contains no certificate"),
     ("rediss://h?ssl_ca_path=/no/cas", "ssl_ca_path: there is no such directory"),
-    ("rediss://h?ssl_ca_data=rubbish", "ssl_ca_data: holds no certificate"),
+    ("rediss://h?ssl_ca_data=rubbish", "ssl_ca_data: contains no certificate"),
     ("rediss://h?ssl_keyfile=/no/key", "ssl_keyfile: requires ssl_certfile"),
     ("rediss://h?ssl_certfile=/no/cert", "ssl_certfile: there is no such file"),
     ("rediss://h?ssl_password=x", "ssl_password: requires ssl_certfile"),
@@ -140,7 +140,7 @@ def test_certificate_and_key_files_are_checked(tmp_path: Path) -> None:
     url = f"rediss://h?ssl_certfile={a}/certificate.pem"
     with pytest.raises(ConfigError, match="ssl_certfile: has no private key; pass ssl_keyfile"):
         redis_clients.parse(url)
-    with pytest.raises(ConfigError, match="ssl_keyfile: is not the key of the certificate"):
+    with pytest.raises(ConfigError, match="ssl_keyfile: does not match the certificate"):
         redis_clients.parse(f"{url}&ssl_keyfile={b}/key.pem")
     with pytest.raises(ConfigError, match="ssl_keyfile: there is no such file"):
         redis_clients.parse(f"{url}&ssl_keyfile={b}/keys.pem")
@@ -171,7 +171,9 @@ def test_wrong_password_of_tls_key_is_an_error(tmp_path: Path) -> None:
     url = f"rediss://h?ssl_certfile={certificate}&ssl_keyfile={locked}"
     redis_clients.parse(f"{url}&ssl_password=right")
     for given_password in ("", f"&ssl_password={CANARY}"):
-        with pytest.raises(ConfigError, match="ssl_password: does not open the private key") as no:
+        with pytest.raises(
+            ConfigError, match="ssl_password: does not decrypt the private key"
+        ) as no:
             redis_clients.parse(url + given_password)
         assert CANARY not in str(no.value)
 

@@ -41,14 +41,15 @@ SHARED: Final = {
     "queues": "queues", "servers": "servers", "server": "server:*", "inbox": "inbox:*",
     "schedule_queues": "schedule_queues", "events": "events",
 }  # fmt: skip
-"""Patterns, without the prefix, of the keys outside queues, by the names that scripts use for
-them."""
+"""Patterns of the keys that belong to no queue, by the names that scripts use for them. The
+patterns omit the prefix."""
 
 RECORD: Final = frozenset({"xadd", "xdel", "xrevrange"})
 """Commands on the record of operators' actions, which only operators write."""
 
 CHANNELS: Final = frozenset({"spublish", "ssubscribe", "sunsubscribe"})
-"""Commands on the channels for ended tasks; without them, clients see results only by polling."""
+"""Commands on the channels that announce ended tasks. Without these commands, clients must poll for
+results."""
 
 ROLES: Final[tuple[Role, ...]] = ("client", "server", "reader", "admin")
 
@@ -93,7 +94,7 @@ def shortfall(refused: Iterable[str], prefix: str) -> str:
         missing.append(f"{', '.join(commands)} on the queues' keys")
     if channels:
         rule = f"&{{{prefix}:*}}:{DONE_CHANNEL}"
-        missing.append(f"{', '.join(channels)} on their channels, which takes {rule}")
+        missing.append(f"{', '.join(channels)} on their channels, which requires {rule}")
     return f"may not run {'; nor '.join(missing)}"
 
 
@@ -108,7 +109,7 @@ def _shared_keys(role: Role, prefix: str) -> tuple[str, ...]:
     Readers and admins may read all keys with the prefix, since an audit looks for unknown keys.
     """
     used = {key for name in scripts_of(role) for key in load(name).keys}
-    used |= {"inbox"} if role == "server" else set()  # servers read it without a script
+    used |= {"inbox"} if role == "server" else set()  # no script reads the inbox
     used -= {"events"} if role in ("client", "server") else set()
     patterns = [f"~{prefix}:{pattern}" for key, pattern in SHARED.items() if key in used]
     return (*patterns, f"%R~{prefix}:*") if role in ("reader", "admin") else tuple(patterns)
@@ -126,8 +127,8 @@ def checkable(role: Role) -> tuple[str, ...]:
 def rules(role: Role, prefix: str, *, old: bool = False, cluster: bool = False) -> tuple[str, ...]:
     """Return the ACL SETUSER rules for a role, without the password.
 
-    redis-py sends CLIENT SETINFO and ignores a refusal. The command is allowed because the store
-    would record each refusal in its ACL LOG.
+    redis-py sends CLIENT SETINFO and ignores a refusal. The rules allow the command because the
+    store would otherwise record each refusal in its ACL LOG.
     """
     check_name("prefix", prefix)
     channels = (DONE_CHANNEL, WAKE_CHANNELS) if cluster and role != "reader" else (DONE_CHANNEL,)

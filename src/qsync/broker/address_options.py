@@ -165,10 +165,10 @@ def unknown(name: str, *, has_value: bool, after_secret: bool) -> str:
 
 
 def check_tls(settings: Mapping[str, Any], before: str = "") -> None:
-    """Raise ValueError if no store can be reached over TLS with these settings.
+    """Raise ValueError if these TLS settings cannot work with any store.
 
-    The check reads the files that the settings name. `before` is a prefix for option names in
-    errors.
+    The check reads the files that the settings name, but connects to nothing. `before` is a prefix
+    for option names in errors.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for name, kind in (
@@ -177,13 +177,13 @@ def check_tls(settings: Mapping[str, Any], before: str = "") -> None:
         ("ssl_ca_data", "cadata"),
     ):
         if name in settings:
-            with _naming(before + name, "holds no certificate in PEM form"):
+            with _naming(before + name, "contains no certificate in PEM format"):
                 if name == "ssl_ca_path" and not Path(settings[name]).is_dir():
                     raise NotADirectoryError
                 context.load_verify_locations(**{kind: settings[name]})
     _check_certificate(context, settings, before)
     if "ssl_ciphers" in settings:
-        with _naming(f"{before}ssl_ciphers", "names no cipher that OpenSSL has"):
+        with _naming(f"{before}ssl_ciphers", "names no cipher that OpenSSL supports"):
             context.set_ciphers(settings["ssl_ciphers"])
     if settings.get("ssl_cert_reqs") == "none" and settings.get("ssl_check_hostname"):
         msg = f"{before}ssl_check_hostname: a host name cannot be checked with ssl_cert_reqs=none"
@@ -210,17 +210,17 @@ def _check_certificate(context: ssl.SSLContext, settings: Mapping[str, Any], bef
     try:
         context.load_cert_chain(certificate, key, str(password))
     except ssl.SSLError as error:
-        name, problem = "ssl_certfile", "is not a certificate in PEM form"
+        name, problem = "ssl_certfile", "is not a certificate in PEM format"
         if error.reason == "KEY_VALUES_MISMATCH":
-            name, problem = "ssl_keyfile", "is not the key of the certificate"
+            name, problem = "ssl_keyfile", "does not match the certificate"
         elif (
             "PASS" in (error.reason or "")
             or "DECRYPT" in (error.reason or "")
             or ("ENCRYPTED" in Path(key or certificate).read_text(errors="replace"))
         ):
-            name, problem = "ssl_password", "does not open the private key"
+            name, problem = "ssl_password", "does not decrypt the private key"
         elif "BEGIN CERTIFICATE" in text:
-            name, problem = "ssl_keyfile", "is not a private key in PEM form"
+            name, problem = "ssl_keyfile", "is not a private key in PEM format"
         raise ValueError(f"{before}{name}: {problem}") from None
 
 

@@ -71,8 +71,8 @@ class AsyncBroker(BaseBroker["AioPool"]):
             address, connections=connections, read_timeout=read_timeout, patience=patience
         )
         self._learning: asyncio.Task[Node] | None = None
-        """Task that fetches the cluster's slot map for all waiting calls; None if there is no such
-        task."""
+        """Task that is fetching the cluster's slot map for all waiting calls; None if no fetch is
+        in flight."""
         self._refused: dict[AioPool, tuple[float, Exception]] = {}
         """Time and error of the last failed attempt to connect, by pool; empty while all pools can
         connect."""
@@ -386,7 +386,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
                     # A timeout may only mean that all connections are in use.
                     self._refused[pool] = time.monotonic(), error
                 return [error] * len(commands)
-            if queued and pool.is_served:  # the wait in line has used up the time
+            if queued and pool.is_served:  # waiting for a connection has used up the time
                 ends = max(ends, time.monotonic() + LINE_S)
         if self._refused:
             self._refused.pop(pool, None)

@@ -1,6 +1,6 @@
 """The connection pool of an asyncio broker.
 
-It costs half as much as an exchange to take a connection from redis-py's pool and return it. So
+Taking a connection from redis-py's pool and returning it costs half as much as an exchange. So
 redis-py's pool counts these connections as always in use, and callers wait here for a free
 connection.
 """

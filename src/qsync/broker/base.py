@@ -70,7 +70,8 @@ class BaseBroker(Generic[PoolT]):
         self._pools: dict[Node | None, PoolT] = {}
         """Pools by cluster node; the key is None for a store with one node."""
         self.flow_queues: set[str] = set()
-        """Hash tags of queues with flow control, whose calls begin with the flow variant."""
+        """Hash tags of queues with flow control. Calls to these queues use the flow variant of a
+        script from the start."""
         self._failure: BaseException | None = None
         """Last error that was retried."""
 
@@ -78,8 +79,9 @@ class BaseBroker(Generic[PoolT]):
     def sends_packets(self) -> bool:
         """Whether calls may be sent encoded, with `converse`.
 
-        Calls that carry the time of a test's clock may not. The patience must also leave time for
-        another attempt after the read timeout, which is the only time limit of `converse`.
+        This is not possible for calls that carry the time of a test's clock. The patience must also
+        leave time for another attempt after the read timeout, since `converse` has no other time
+        limit.
         """
         ends = ends_in(self.patience or ONE_TRY_S)
         is_patient = exchange_end(ends, self._read_timeout, used=True) is None
@@ -120,7 +122,8 @@ class BaseBroker(Generic[PoolT]):
         return self.address if node is None else redis_clients.at_node(self.address, *node)
 
     def _delay(self, error: BaseException, call: Call[Any], backoff: Backoff, ends: float) -> float:
-        """Return the delay before a call is tried again; raise qsync's error to give up."""
+        """Return the delay before the next attempt; raise qsync's exception if the caller must give
+        up."""
         delay = backoff.next()
         if time.monotonic() + delay > ends or classify(error) is not Fault.TRANSIENT:
             raise translate(error, call, self.address) from error

@@ -64,9 +64,10 @@ class SocketConnection:
     ) -> None:
         self.raw = connection
         self.error: Exception | None = None
-        """Error that made the connection unusable; None while it works. Close it when set."""
+        """Error that made the connection unusable, or None. Once it is set, the caller must close
+        the connection."""
         self.used: bool = False
-        """Whether the connection has been used, so that it may have died while idle."""
+        """Whether the connection has been used. If so, it may have died while idle."""
         self.warm_until: float = 0.0
         """Monotonic time until which the connection is used without a check."""
         self._timeout = self._current_timeout = timeout
@@ -208,15 +209,16 @@ class SocketConnection:
 
 
 class LibraryConnection:
-    """A `SocketConnection` that uses redis-py's public methods, for releases with other
-    internals."""
+    """A slower `SocketConnection` that uses only redis-py's public methods, for releases of
+    redis-py whose internals qsync does not know."""
 
     def __init__(self, connection: Any, timeout: float) -> None:
         self.raw = connection
         self.error: Exception | None = None
-        """Error that made the connection unusable; None while it works. Close it when set."""
+        """Error that made the connection unusable, or None. Once it is set, the caller must close
+        the connection."""
         self.used: bool = False
-        """Whether the connection has been used, so that it may have died while idle."""
+        """Whether the connection has been used. If so, it may have died while idle."""
         self._timeout = timeout
         _limit_socket(connection, timeout)
 
@@ -233,7 +235,7 @@ class LibraryConnection:
         until: float | None,
         overlap: Callable[[], None] = noop,
     ) -> list[Any]:
-        """Send the commands; return one reply per command, the store's error replies included."""
+        """Send the commands; return one reply per command, including the store's error replies."""
         self.used = True
         replies: list[Any] = []
         try:
@@ -277,7 +279,7 @@ def _limit_socket(connection: Any, seconds: float) -> None:
 
 
 def _poll_of(sock: Any) -> Callable[[float], Any]:
-    """Return a function that waits up to a number of ms for data on the socket, or for its end."""
+    """Return a function that waits up to a number of ms until the socket has data or is closed."""
     if not hasattr(select, "poll"):  # Windows
         return lambda ms: select.select([sock], [], [], ms / 1000)[0]
     poller = select.poll()

@@ -77,7 +77,7 @@ class Pool:
             self._call_next()
 
     def discard(self, connection: SocketConnection | LibraryConnection) -> None:
-        """Close a broken connection, and the idle ones, which may be broken as well."""
+        """Close a broken connection. Also close the idle connections, which may be broken too."""
         self.drop(connection)
         self.discard_idle()
 
@@ -87,7 +87,7 @@ class Pool:
             try:
                 connection = self._free.pop()
             except IndexError:
-                break  # other threads use the rest
+                break  # other threads are using the remaining connections
             if connection is None:
                 self._put_back()
             else:

@@ -54,7 +54,7 @@ def counted_bytes(keys: QueueKeys) -> Call[tuple[int | None, int]]:
 
 
 def recount_bytes(keys: QueueKeys) -> Call[bool]:
-    """Count the size of all messages again; return whether the recorded size was wrong."""
+    """Compute the size of all messages again; return whether the recorded size was wrong."""
     return queue_call("recount_bytes", keys, (), bool)
 
 
@@ -80,7 +80,7 @@ def acknowledge_dead(keys: QueueKeys, until_us: int | None) -> Call[int]:
 def weights(
     keys: QueueKeys, *, cursor: str = "0", count: int = 1000
 ) -> Call[tuple[str, dict[str, float]]]:
-    """Read a part of the shares of fairness keys; return the next cursor, "0" at the end."""
+    """Read a page of fairness keys with their shares; return the next cursor, "0" at the end."""
 
     def decode(reply: Any) -> tuple[str, dict[str, float]]:
         after, flat = reply

@@ -70,7 +70,7 @@ class Fault(Enum):
     UNEXPECTED = "ours"
 
 
-_OTHER_PROTOCOL: Final = "the answer is not of the Redis protocol"
+_OTHER_PROTOCOL: Final = "the answer is not in the Redis protocol"
 """First words of the error if the first reply on a new connection is of another protocol."""
 
 _CLOSED: Final = "it closed the connection before it answered"
@@ -86,15 +86,16 @@ _WRONG_STORE_TEXTS: Final = (
     "Cluster mode is not enabled", "cluster support disabled", "unknown command 'SENTINEL'",
     "DB index is out of range", "the Sentinels watch no service", _OTHER_PROTOCOL,
 )  # fmt: skip
-"""Errors from a store of another kind than the URL names, e.g. a single node for a cluster."""
+"""Errors from a store whose kind differs from the one in the URL, e.g. a single node instead of a
+cluster."""
 
 _UNSUPPORTED: Final = re.compile("unknown (redis )?command", re.IGNORECASE)
 """Error from a store that lacks a command; managed stores hide commands in this way."""
 
 _PROTOCOL_ADVICE: Final = (
     (r'got "\\x15"', "the port speaks TLS: use rediss:// in place of redis://"),
-    ('got "H"', "an HTTP server answers so; check host and port"),
-    ('got "S"', "an SSH server answers so; check host and port"),
+    ('got "H"', "the answer is from an HTTP server; check host and port"),
+    ('got "S"', "the answer is from an SSH server; check host and port"),
     ("", "check host and port"),
 )
 """Pairs of an error pattern and the advice to show when the server speaks another protocol."""
@@ -106,7 +107,7 @@ _TLS: Final = re.compile(
     r"\[SSL: [^\]]*(CERTIFICATE_VERIFY_FAILED|WRONG_VERSION|UNSUPPORTED_PROTOCOL|UNRECOGNIZED_NAME"
     r"|NO_\w*CIPHER|NO_PROTOCOLS|HTTP_REQUEST|ALERT_(?!INTERNAL_ERROR|USER_CANCELL?ED)\w+)"
 )
-"""TLS handshake errors that a retry with the same settings would meet again."""
+"""TLS handshake errors that would occur again on a retry with the same settings."""
 
 _TLS_ADVICE: Final = (
     ("mismatch|not valid for", "connect by a name that the certificate has, or set "
@@ -130,8 +131,8 @@ _SCHEMA: Final = re.compile(r"SCHEMA (\d+) (\d+)")
 
 
 _BOUND: Final = re.compile(r"FULL (max_tasks|max_bytes) (\d+) (\d+) (\d+)")
-"""Error from an enqueue above a bound. It has the bound, its value, the current count, and how many
-tasks fit."""
+"""Error from an enqueue above a bound. The error states the bound, its value, the current count,
+and how many tasks fit."""
 
 
 def of_new_connection(error: Exception) -> Exception:
@@ -240,12 +241,13 @@ def _queue_of(call: Call[Any]) -> str:
 def _beyond_bound(text: str, call: Call[Any]) -> QueueFull:
     bound, limit, count, room = _BOUND.findall(text)[0]
     queue = _queue_of(call)
-    unit = "tasks wait" if bound == "max_tasks" else "bytes of messages are"
+    unit = "tasks are waiting" if bound == "max_tasks" else "bytes of messages are stored"
     problem, advice = "is full", "try again later"
     if int(count) < int(limit):
-        problem, advice = "has too little room for this call", f"{advice}, enqueue less at once"
+        problem = "does not have enough space for this call"
+        advice = f"{advice}, enqueue less per call"
     return QueueFull(
-        f"queue {queue} {problem}: {int(count):,} {unit} there, and {bound} is {int(limit):,}; "
+        f"queue {queue} {problem}: {int(count):,} {unit}, and {bound} is {int(limit):,}; "
         f"{advice}, or raise the bound",
         queue=queue, bound=bound, limit=int(limit), count=int(count), room=int(room),
     )  # fmt: skip
@@ -276,11 +278,11 @@ def _refused(name: str, error: BaseException, address: Address) -> QsyncError:
             return ConfigError(f"{name}the store at {address} lacks a command: {shown}{advice}")
         case Fault.TLS:
             advice = _advice(shown, _TLS_ADVICE)
-            return ConfigError(f"{name}no TLS with the store at {address}: {shown}{advice}")
+            return ConfigError(f"{name}TLS with the store at {address} failed: {shown}{advice}")
         case Fault.WRONG_STORE:
             if _OTHER_PROTOCOL in shown:
                 shown += _advice(shown, _PROTOCOL_ADVICE)
-            return ConfigError(f"{name}the store at {address} is not what the URL says: {shown}")
+            return ConfigError(f"{name}the store at {address} does not match the URL: {shown}")
     return StoreUnavailable(f"{name}the store at {address} is not available: {shown}")
 
 

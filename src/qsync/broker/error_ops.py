@@ -47,7 +47,7 @@ class ErrorCounts:
 def count_errors(
     keys: QueueKeys, state: TaskState, *, after: PageKey | None = None, known: Iterable[str] = ()
 ) -> Call[ErrorCounts]:
-    """Count, by error, a part of the dead or retried tasks, from the latest to the oldest.
+    """Count some of the dead or retried tasks by error, from the latest to the oldest.
 
     `after` is the position of the last task that the previous call counted. Errors in `known` are
     returned without their last task.

@@ -161,7 +161,7 @@ class LimitDamage:
     miscounted: list[str]
     """Limits whose counts are wrong."""
     shut: list[str]
-    """Limits that have room and waiters, but no time at which the waiters are tried."""
+    """Limits that are open and have waiters, but have no time at which the waiters are tried."""
     unlisted: list[str]
     """Limited tasks that are not among the waiters of any limit."""
     strays: list[str]

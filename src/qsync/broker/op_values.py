@@ -12,7 +12,7 @@ MAX_TASKS_PER_CALL: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
 BATCH_SIZE: Final = 250
-"""Maximum number of tasks per batch. A larger batch costs as much per task, and blocks the store
+"""Maximum number of tasks per batch. A larger batch costs the same per task, but blocks the store
 for longer."""
 
 MAINTENANCE_BATCH: Final = 100
@@ -35,8 +35,8 @@ EnqueueOutcome = Literal["created", "exists", "duplicate", "repeated", "replaced
 class Enqueued(msgspec.Struct, frozen=True, gc=False):
     """The outcome of enqueueing one task. `id` is the task that holds the id or the unique lock.
 
-    `repeated`: a task with this id was enqueued recently and has left the queue; `replaced`: the
-    holder of the lock now has this payload, or runs again with it after its current attempt.
+    `repeated`: a task with this id was enqueued recently and has left the queue. `replaced`: the
+    holder of the lock now has this payload, or will run again with it after its current attempt.
 
     `confirmed`: whether the durability wait succeeded in time; None without a wait.
     """

@@ -155,7 +155,7 @@ def _pause(keys: QueueKeys, note: bytes, now_us: int | None) -> Call[bool]:
 
 def _note(note: bytes) -> bytes:
     if not note:
-        raise ValueError("note: empty; a pause needs a note, since an empty one means resume")
+        raise ValueError("note: must not be empty, since an empty note means resume")
     return note
 
 

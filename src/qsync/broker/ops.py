@@ -59,8 +59,8 @@ _lease_of: Final = attrgetter("id", "token")
 def batches(
     items: Sequence[Any], size: Callable[[Any], int], max_bytes: int = BATCH_BYTES
 ) -> Iterator[Sequence[Any]]:
-    """Split items into batches of at most BATCH_SIZE items and `max_bytes` bytes; a larger item is
-    a separate batch."""
+    """Split items into batches of at most BATCH_SIZE items and `max_bytes` bytes; an item that is
+    larger gets a batch of its own."""
     if 0 < len(items) <= BATCH_SIZE and sum(map(size, items)) <= max_bytes:
         yield items
         return
@@ -321,8 +321,8 @@ class IdleCheck(NamedTuple):
 def mark_idle(
     keys: QueueKeys, *, server: str, lease_us: int, keep_us: int, now_us: int | None = None
 ) -> Call[IdleCheck]:
-    """Check the queue; if it has no task to fetch, register the server as idle, for a message to
-    wake.
+    """Check the queue; if it has no task to fetch, register the server as idle, so that a message
+    wakes it.
 
     The server must be subscribed to its channel for the queue.
     """
@@ -343,7 +343,7 @@ def cancel(
     call_id: tuple[str, int] = NO_CALL_ID,
     now_us: int | None = None,
 ) -> Call[tuple[Literal["cancelled", "active", "finished", "missing"], str]]:
-    """Cancel a task; the outcome `active` comes with the token of the task's lease.
+    """Cancel a task; for the outcome `active`, also return the token of the task's lease.
 
     With a `call_id`, a repeated call gets the same answer.
     """

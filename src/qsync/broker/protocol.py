@@ -84,7 +84,7 @@ def wrap_connection(connection: Any) -> RedisConnection | PlainConnection:
     """Wrap an open redis-py connection in the fastest class that this redis-py release supports."""
     try:
         return RedisConnection(connection)
-    except (AttributeError, LookupError, TypeError):  # a redis-py with other internals
+    except (AttributeError, LookupError, TypeError):  # unknown internals
         return PlainConnection(connection)
 
 
@@ -92,14 +92,15 @@ class RedisConnection(asyncio.Protocol):
     """A connection of redis-py that serves one exchange at a time."""
 
     takes_packets: Literal[True] = True
-    """Whether `request` takes encoded commands and a usual reply."""
+    """Whether `request` accepts encoded commands and a `usual_reply`."""
 
     def __init__(self, connection: Any) -> None:
         self.raw = connection
         self.error: Exception | None = None
-        """Error that made the connection unusable; None while it works. Close it when set."""
+        """Error that made the connection unusable, or None. Once it is set, the caller must close
+        the connection."""
         self.used: bool = False
-        """Whether the connection has been used, so that it may have died while idle."""
+        """Whether the connection has been used. If so, it may have died while idle."""
         self._loop = asyncio.get_running_loop()
         internals = redis_internals.streams(connection)
         if internals is None:
@@ -112,7 +113,7 @@ class RedisConnection(asyncio.Protocol):
         self._replies: list[Any] = []
         self._expected = 0
         self._usual_reply: bytes | None = None
-        """Encoded reply that most exchanges of this kind get; it is returned without being
+        """Encoded reply that most exchanges of this kind receive. It is returned without being
         parsed."""
         self._answer: asyncio.Future[None] | None = None
         self._due = 0.0
@@ -137,7 +138,7 @@ class RedisConnection(asyncio.Protocol):
         overlap: Callable[[], None] = noop,
         usual_reply: bytes | None = None,
     ) -> list[Any]:
-        """Send the commands; return one reply per command, the store's error replies included.
+        """Send the commands; return one reply per command, including the store's error replies.
 
         `overlap` is called once the commands are sent. If the connection breaks or the exchange
         takes longer than `seconds`, `error` is set, and the same error replaces each missing reply.
@@ -255,18 +256,19 @@ class RedisConnection(asyncio.Protocol):
 
 
 class PlainConnection:
-    """A `RedisConnection` that uses redis-py's public methods, for releases with other
-    internals."""
+    """A slower `RedisConnection` that uses only redis-py's public methods, for releases of redis-py
+    whose internals qsync does not know."""
 
     takes_packets: Literal[False] = False
-    """Whether `request` takes encoded commands and a usual reply."""
+    """Whether `request` accepts encoded commands and a `usual_reply`."""
 
     def __init__(self, connection: Any) -> None:
         self.raw = connection
         self.error: Exception | None = None
-        """Error that made the connection unusable; None while it works. Close it when set."""
+        """Error that made the connection unusable, or None. Once it is set, the caller must close
+        the connection."""
         self.used: bool = False
-        """Whether the connection has been used, so that it may have died while idle."""
+        """Whether the connection has been used. If so, it may have died while idle."""
 
     @property
     def is_open(self) -> bool:
@@ -279,7 +281,7 @@ class PlainConnection:
         seconds: float,
         overlap: Callable[[], None] = noop,
     ) -> list[Any]:
-        """Send the commands; return one reply per command, the store's error replies included."""
+        """Send the commands; return one reply per command, including the store's error replies."""
         replies: list[Any] = []
         try:
             async with asyncio.timeout(seconds):

@@ -3,8 +3,8 @@
 """Make redis-py clients from an address. All settings of redis-py are chosen here: those of the
 address, defaults of qsync, and a few that an address cannot change.
 
-The clients never retry, since a blocking read must not run twice. Calls may, so the broker retries
-them. redis-py is imported when the first client is made: see redis_errors.py.
+The clients never retry, since a blocking read must not run twice. Calls may run twice, so the
+broker retries them. redis-py is imported when the first client is made: see redis_errors.py.
 """
 
 from __future__ import annotations

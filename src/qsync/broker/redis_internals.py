@@ -21,7 +21,7 @@ def streams(
 ) -> tuple[asyncio.Transport, asyncio.BaseProtocol, Callable[[Any], Exception]] | None:
     """Return transport and protocol of an open asyncio connection, and its parser of error replies.
 
-    Return None if this release of redis-py has other internals.
+    Return None if qsync does not know the internals of this redis-py release.
     """
     try:
         transport = connection._writer.transport
@@ -37,7 +37,7 @@ def streams(
 def socket_and_parser(connection: Any) -> tuple[socket.socket, Callable[[Any], Exception]] | None:
     """Return the socket of an open blocking connection, and its parser of error replies.
 
-    Return None if this release of redis-py has other internals.
+    Return None if qsync does not know the internals of this redis-py release.
     """
     sock = getattr(connection, "_sock", None)
     if not isinstance(sock, socket.socket):
@@ -95,7 +95,7 @@ def warn_once(difference: str) -> None:
     import redis  # here: see redis_errors.py
 
     log.warning(
-        "redis-py %s has other internals than this version of qsync knows: %s",
+        "redis-py %s has internals that this version of qsync does not know: %s",
         redis.__version__,
         difference,
     )

@@ -12,8 +12,8 @@ from qsync.keys import GlobalKeys
 def register(keys: GlobalKeys, queues: Iterable[str], *, in_full_store: bool = True) -> Call[int]:
     """Add queues to the set of queues in use; return how many are new.
 
-    Unless `in_full_store`, a store that is out of memory refuses the call. Clients do not pass it,
-    since their programs may name any number of queues.
+    Unless `in_full_store`, a store that is out of memory refuses the call. Clients do not pass
+    `in_full_store`, since their programs may name any number of queues.
     """
     script = load("register", allow_oom=None if in_full_store else False)
     return Call(script, (keys.queues,), tuple(queues), int)

@@ -97,7 +97,7 @@ def tick_schedules(
 ) -> Call[list[TickOutcome]]:
     """Enqueue the due ticks of stored schedules, and set their next ticks.
 
-    If there are no rows, record that all next ticks are correct by the clock as it is now.
+    Without rows, only record that all next ticks are correct according to the current clock.
     """
     flow = any(need_flow(row.tasks) for row in rows)
     script = load("tick_schedules", flow=flow)

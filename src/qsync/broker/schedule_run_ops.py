@@ -1,9 +1,8 @@
 """The last runs of schedules: calls that record and read them. See `qsync.broker.ops`.
 
 A note states how a run was created and how it ended: `<tick, ms><how><what>`. `<what>` is `-` if
-the end is not known; `m` and the first missed tick; or `c`, `f` or `x` (completed, failed,
-cancelled) followed by `<lag, ms>,<duration, ms>`, where the lag is the time from the tick to the
-start.
+the end is not known, or `m` and the first missed tick. Otherwise, it is `c`, `f` or `x` (completed,
+failed, cancelled) and `<lag, ms>,<duration, ms>`; the lag is the time from the tick to the start.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 # (redis-py leaves many of its constructors without types)
 """Sentinel support: find the primary, and pool connections to it.
 
-redis-py's own Sentinel pools raise when all connections are in use, and redis-py's search for the
-primary raises "No master found", whatever the Sentinels replied. These classes wait for a
+redis-py's own Sentinel pools raise an error when all connections are in use. redis-py's search for
+the primary raises "No master found" for every failure and hides the cause. These classes wait for a
 connection and report the cause. (Blocking brokers have their own pools.)
 """
 

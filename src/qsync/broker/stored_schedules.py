@@ -110,11 +110,12 @@ class Content(NamedTuple):
     message: bytes
 
     def details(self) -> Message:
-        """Decode the message of the task. Raise CodecError if its version is unknown."""
+        """Decode the message of the task. Raises CodecError if its version is unknown."""
         return decode_message(ENVELOPE_HEAD + bytes(8) + self.message)
 
     def task(self, id: str, queue: str) -> NewTask:
-        """Return the task of a tick, ready to be enqueued. Raise CodecError as for `details`."""
+        """Return the task of a tick, ready to be enqueued. Raises CodecError if the version of the
+        task's message is unknown."""
         options = self.details().options
         if options is None:
             return NewTask(id, queue, self.message, "", "", "", 0, None)
@@ -151,7 +152,8 @@ def encode_record(schedule: Cron | Every, missed: Missed, message: bytes) -> byt
 
 
 def decode_record(record: bytes) -> Content:
-    """Decode a record with its stamp. Raise CodecError, or InvalidTask for an unknown time zone."""
+    """Decode a record with its stamp. Raises CodecError for an invalid record, and InvalidTask for
+    an unknown time zone."""
     try:
         head, size = struct.unpack_from(">BH", record, STAMP)
         start = STAMP + 3 + size

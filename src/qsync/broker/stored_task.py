@@ -128,8 +128,8 @@ def status(id: str, queue: str, shown: StoredTask) -> TaskStatus:
 def _started_at(shown: StoredTask, failure: Failure, finished: datetime | None) -> datetime | None:
     """Return the recorded start of the last attempt that ended; None without a record.
 
-    A server's estimate of the store's clock is off by up to a round trip, so the start is limited
-    to the end of the task.
+    A server's estimate of the store's clock is off by up to a round trip, so a start after the end
+    of the task is replaced with that end.
     """
     record = result_of(shown) if shown.state is TaskState.COMPLETED else None
     begun_us = record.begun_us if record else 0

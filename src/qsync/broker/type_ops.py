@@ -155,7 +155,7 @@ def type_stats(
     offset: int = 0,
     now_us: int | None = None,
 ) -> Call[StoredTypeStats]:
-    """Read fields of the statistics, up to FIELDS_READ, and a part of the reports."""
+    """Read up to FIELDS_READ fields of the statistics, and some of the reports."""
     args = ("" if now_us is None else now_us, reports, offset, *fields)
 
     def decode(answer: dict[str, Any]) -> StoredTypeStats:

@@ -153,7 +153,7 @@ def _unix(host: str, path: str, options: dict[str, Any]) -> Address:
         raise ValueError(
             f"the path of a unix socket has at most {_SOCKET_LIMIT} bytes, none of them 0"
         )
-    _refuse(options, ("ssl_", SENTINEL, "socket_keepalive"), "does not go with unix://")
+    _refuse(options, ("ssl_", SENTINEL, "socket_keepalive"), "cannot be combined with unix://")
     return Address("node", settings={**options, "path": name})
 
 
