@@ -117,7 +117,7 @@ def table(words: Mapping[int, str], shown: Sequence[Shown], name: str, head: str
 
 def mutants(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of planted mistakes from the last search."""
-    lines = ["| mistake | found by | after | as |", "|---|---|---|---|"]
+    lines = ["| mistake | found by | attempts | symptom |", "|---|---|---|---|"]
     for record in records:
         seen = str(record["seen"]).replace("|", "\\|")
         lines.append(f"| {record['mistake']} | {record['by']} | {record['needed']} | {seen} |")

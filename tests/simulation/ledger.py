@@ -219,7 +219,7 @@ class Ledger:
             return
         entry = self.entries.get((queue, id))
         if entry is not None and entry.created:
-            self.find(f"tick {id} came twice")
+            self.find(f"tick {id} was enqueued twice")
         self.ticks.see(queue, schedule, tick_us, id, now, self.back_us)
         self._created(queue, now, id, options)
 

@@ -90,17 +90,17 @@ class StoredBook:
     def _version(self, queue: str, name: str, stamp: bytes) -> Version | None:
         known = self.versions.get((queue, name), [])
         if (queue, name) in self.deleted or not known or known[-1].stamp != stamp:
-            self._find(f"{name} ticked in a version that is not in force")
+            self._find(f"{name} ticked in a version that is no longer current")
             return None
         return known[-1]
 
     def _check(self, version: Version, id: str, tick_us: int, now: int, back_us: int) -> None:
         if tick_us > now + EARLY_US + back_us:
-            self._find(f"tick {id} came {(tick_us - now) / US} s early")
+            self._find(f"tick {id} was enqueued {(tick_us - now) / US} s early")
         if tick_us <= version.since_us - back_us:
             self._find(f"tick {id} dates from before its schedule was stored")
         if tick_us in version.ticks:
-            self._find(f"tick {id} came twice")
+            self._find(f"tick {id} was enqueued twice")
         version.ticks[tick_us] = now
 
     def check_complete(self) -> None:
@@ -108,7 +108,7 @@ class StoredBook:
         for (_, name), versions in self.versions.items():
             for version in versions:
                 if left_out := version.left_out():
-                    self._find(f"{name} left out {left_out} of its ticks")
+                    self._find(f"{name} missed {left_out} of its ticks")
 
 
 class Scheduler:

@@ -32,7 +32,7 @@ class TickBook:
         """Record an accepted tick. Ticks may be early by as much as the store's clock has gone
         back."""
         if tick_us > now + EARLY_US + back_us:
-            self._find(f"tick {id} came {(tick_us - now) / US} s early")
+            self._find(f"tick {id} was enqueued {(tick_us - now) / US} s early")
         if schedule == MOVED and tick_us % (600 * US):
             before_us = (self.changed_us or 0) - tick_us - back_us
             if before_us > 0:

@@ -121,7 +121,7 @@ class Verdict:
                 self._cut_short = True
                 return
             if loop.now >= ends:
-                self.find(f"after {BAR_LEASES} leases without faults there are still {left}")
+                self.find(f"tasks are left after {BAR_LEASES} leases without faults: {left}")
                 return
             await asyncio.sleep(POLL_S)
 
@@ -181,10 +181,10 @@ class Verdict:
                     id in self._fields(queue, "pending") or id in self._fields(queue, "active")
                 ):
                     continue  # it was enqueued when the servers were about to stop
-                self.find(f"{name} of {queue} still holds {id}")
+                self.find(f"{name} of queue {queue} still has {id}")
         for name in ("holds", "waiters", "openings", "limited"):
             if left := self._fields(queue, name):
-                self.find(f"{name} of {queue} still has {left}")
+                self.find(f"{name} of queue {queue} still has {left}")
         for limit, text in self._fields(queue, "limits").items():
             if text.split()[:2] not in ([b"0", b"0"], ["0", "0"]):
                 self.find(
@@ -329,7 +329,8 @@ class Verdict:
         for document, version in self.books.documents.missing().items():
             ran = self.books.documents.ran.get(document)
             self.find(
-                f"version {version} of document {document} was not run; the last run was of {ran}"
+                f"version {version} of document {document} was not run: the last run was of version "
+                f"{ran}"
             )
 
     def _check_keys(self) -> None:

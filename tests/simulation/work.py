@@ -174,7 +174,7 @@ class Handlers:
         lease.started = True
         if lease.expires_at + 0.001 < now:
             over = now - lease.expires_at
-            find(f"{task.id} was started by {process.name} {over} s after its lease")
+            find(f"{task.id} was started by {process.name} {over} s after its lease expired")
         self._check_alone(entry)
         runs = [one for one in entry.deliveries if one.started and one.ended in (None, "lapsed")]
         spared = min(sum(one.together for one in runs), SPARED_MOST * entry.created)

@@ -63,7 +63,7 @@ async def _when_full(store: Store, prefix: str) -> str | None:
                 async with b.server(_mux([])):
                     await wait_until_async(completed, timeout=FULL_S)
             except (AssertionError, TimeoutError):
-                return f"after {FULL_S:g} s of a full store tasks with a result have not ended"
+                return f"tasks with a result did not end within {FULL_S:g} s in a full store"
             finally:
                 client.config_set("maxmemory", 0)
     return None
@@ -85,7 +85,7 @@ async def _when_refused(store: Store, prefix: str) -> str | None:
             finally:
                 client.delete(b.keys().key("results"))
     if len(ran) > MOST_RUN:
-        return f"more than {MOST_RUN} tasks ran while the store refused the end of each"
+        return f"more than {MOST_RUN} tasks ran while the store refused to record that they ended"
     return None
 
 

@@ -213,4 +213,4 @@ def assert_same(found: Dump, expected: Dump) -> None:
         for name in found.keys() | expected.keys()
         if found.get(name) != expected.get(name)
     }
-    assert not differing, f"in the store, and by the model: {differing}"
+    assert not differing, f"the store and the model differ: {differing}"

@@ -494,7 +494,7 @@ class Scripts(RuleBasedStateMachine):
         except QueueFull as full:
             error = self.refused(call, QueueFull)
             expected = {**vars(full), "queue": "queue"}
-            assert vars(error) == expected, f"{vars(error)}, and not {expected}"
+            assert vars(error) == expected, f"the error has {vars(error)}, not {expected}"
             self.calls.append((verb, args, options))
             return None
         reply = self.rig.run(call)
@@ -512,9 +512,11 @@ class Scripts(RuleBasedStateMachine):
                 for a, b in zip(reply, again, strict=True)
                 if a.outcome == "created" and (a.id not in replaced or options["sender"])
             )
-            assert same, f"enqueue answered {reply}, and the second time {again}"
+            assert same, f"enqueue answered {reply}, and then {again}"
         if name == "fetch":
-            assert (again.ids, again.messages) == (reply.ids, reply.messages), "another batch"
+            assert (again.ids, again.messages) == (reply.ids, reply.messages), (
+                "another batch when repeated"
+            )
         self.calls.append((name, args, options))
         return reply
 
@@ -532,7 +534,7 @@ class Scripts(RuleBasedStateMachine):
         try:
             self.rig.run(call)
         except error as refusal:
-            assert self.rig.dump() == self.dump, "it was refused, and something was written"
+            assert self.rig.dump() == self.dump, "a refused call wrote something"
             return refusal
         raise AssertionError(f"{call.script.name} was not refused: no {error.__name__}")
 
