@@ -135,7 +135,8 @@ for at, hash_key in ipairs({
   end
 end
 
--- Fill in the lock of a task and its holder; drop the claim if that lock no longer names the task.
+-- Fill in a task's lock and that lock's holder; clear the claim if the lock no longer names the
+-- task.
 local function look_at_locks(row)
   local id, claim = row[1], row[6]
   local lock = redis.call('HGET', KEYS.unique, '@' .. id) or ''

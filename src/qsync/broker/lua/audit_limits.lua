@@ -96,13 +96,13 @@ local function unlisted_tasks()
   return found, #part / 2
 end
 
--- Return whether an item stands for exactly one limited task.
+-- Return whether an item represents exactly one limited task.
 local function is_item(item)
   local ids = ids_of(item)
   return #ids == 1 and redis.call('ZSCORE', KEYS.limited, ids[1])
 end
 
--- Return the entries of this part that do not stand for exactly one limited task. If an entry is a
+-- Return the entries of this part that do not represent exactly one limited task. If an entry is a
 -- marker, the items in the state of its limit are checked too. Invalid items are returned as
 -- entries; a marker is returned if the state has no items.
 local function stray_waiters()

@@ -1,8 +1,8 @@
 #!lua
 -- edit: replace the message of a scheduled, retry or dead task, and run the task or change its due
 -- time. The script changes nothing unless the task still has the message that the caller saw. A
--- repeated call finds its own message and writes it again. If the first call ran the task, the
--- repeated call finds it in another state.
+-- repeated call finds the message that the first call wrote, and writes it again. If the first call
+-- ran the task, the repeated call finds it in another state.
 -- include: check_schema preconditions clock wake_server
 -- include: message_limits limit_states waiter_entries limit_waiters
 -- include: priority_bands

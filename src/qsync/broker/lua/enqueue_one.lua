@@ -1,6 +1,6 @@
 #!lua
--- enqueue_one: store one new task without options, in a third of the time that enqueue takes the
--- store. It creates shared functions only in the blocks that need them. A repeated call writes
+-- enqueue_one: store one new task without options. This takes the store a third of the time of
+-- enqueue. It creates shared functions only in the blocks that need them. A repeated call writes
 -- nothing and returns the same reply, even after the task has left the queue. When the store is out
 -- of memory, it refuses the call and writes nothing.
 -- plain variant of: enqueue

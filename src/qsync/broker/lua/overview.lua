@@ -105,7 +105,7 @@ for i = 3, #ARGV do
 end
 local paused = redis.call('HMGET', KEYS.meta, 'paused', 'paused_at', 'bounds', '!bounds', 'bytes',
   'latency_target', 'dead_known', 'tally_day', 'tally')
--- An acknowledgement in the future comes from a wrong clock and counts as made now.
+-- If the acknowledgement is in the future, the clock was wrong: treat it as made now.
 local known = table.concat({ '(', to_text(math.min(now, parse_int(paused[7], 0))) })
 local number, died = redis.call('ZCOUNT', KEYS.dead, known, '+inf'), {}
 if number > 0 then

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- set_latency_target: set or remove the maximum time that the oldest pending task of a queue should
--- wait. Servers do not read it.
+-- wait. The target is only for views; servers do not read it.
 -- include: check_schema clock record_event
 -- KEYS[1] meta      hash    latency_target
 -- KEYS[2] events    stream  actions of operators

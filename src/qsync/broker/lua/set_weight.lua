@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- set_weight: set the share of a fairness key, or reset it to 1. It applies to tasks that become
--- pending from now on.
+-- set_weight: set the share of a fairness key, or reset it to 1. The new share applies only to
+-- tasks that become pending from now on.
 -- include: check_schema clock record_event
 -- KEYS[1] meta       hash    weight:<fairness key>
 -- KEYS[2] events    stream  actions of operators

@@ -40,8 +40,8 @@ local function advance_bands(tags)
   end
 end
 
--- Forget fairness keys whose last tag has been passed, in the normal band and in the bands that
--- this fetch has read.
+-- Forget fairness keys whose last tag is not above the virtual time of its band, in the normal band
+-- and in the bands that this fetch has read.
 local function forget_passed(limit)
   band_time(normal_priority)
   for priority, time in pairs(band_times) do

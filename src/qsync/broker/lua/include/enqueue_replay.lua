@@ -1,4 +1,4 @@
--- enqueue_replay: record the last enqueue of each sender, so that its repetition gets the same
+-- enqueue_replay: record the last enqueue of each sender, so that a repeated call gets the same
 -- reply. A sender numbers its calls and has one in flight at a time, so only its last call is kept.
 -- The record is `<number> <time us>`, followed, for each task that was not created, by its place in
 -- the call, the outcome and the holder, all separated by spaces.

@@ -79,10 +79,11 @@ end
 -- end flow
 local no_options = { '', '', '', 0 }
 
--- Store tasks. `tasks` is as read_tasks returns it; `virtual` is the virtual time as meta holds it;
--- `recent`, unless nil, is the set of the places of tasks whose id was enqueued recently. Returns
--- the number of tasks created, and a flat list of place, outcome and holder for each task that was
--- refused. A task that is already stored with the same message is neither counted nor listed.
+-- Store tasks. `tasks` is a table from read_tasks, and `virtual` is the virtual time as stored in
+-- meta. `recent`, unless nil, is the set of the places of tasks whose id was enqueued recently.
+-- Returns the number of tasks created, and a flat list of place, outcome and holder for each task
+-- that was refused. A task that is already stored with the same message is neither counted nor
+-- listed.
 local function insert_tasks(now, head, tasks, virtual, recent)
   local ids, options = tasks.ids, tasks.options
   local stamped = head .. struct.pack('>I8', now)

@@ -10,9 +10,10 @@ local function read_pending(position, count, most)
 end
 
 -- flow:
--- A fetch parks at most `most` tasks. While at least half of the tasks that it has read were
--- parked, it reads `chunk` ids, or `bytes` of messages, at once: many tasks in a row may be of a
--- paused type.
+-- Limits for parking: a fetch parks pending tasks that may not start, i.e. moves them into limited.
+-- It parks at most `most` tasks. Once it has parked at least half of the tasks that it has read,
+-- many more in a row may be of a paused type, so it then reads `chunk` ids, or `bytes` of messages,
+-- at once.
 local parking = { most = 300, chunk = 250, bytes = 4000000 }
 
 -- Read the first `wanted` tasks that may start, up to `max_bytes` of messages; `head` is the result

@@ -1,12 +1,11 @@
 -- limit_states: the rules of limits, and how much of each limit is in use. A rule is `<concurrency>
--- <rate> <per us> <burst>`, where 0 means none; the record of an operator's rule also tells when it
--- was set and by whom. A state is `<in use> <ready> <tat us> <closed until us>`. `in use` counts
+-- <rate> <per us> <burst>`, where 0 means none; the record of an operator's rule also states when
+-- it was set and by whom. A state is `<in use> <ready> <tat us> <closed until us>`. `in use` counts
 -- the active tasks that hold the limit, and `ready` the pending ones. Rates use GCRA; `tat` is its
 -- theoretical arrival time. While tasks wait for the limit, a zero byte and the first of these
 -- tasks follow, in the format of include/waiter_entries.lua, preceded by ` +` if `waiters` has more
--- of them.
--- States are read once per script, changed here, and written by save_limits. Functions that run for
--- each task use numeric loops: `ipairs` costs a function call for each element.
+-- of them. States are read once per script, changed here, and written by save_limits. Functions
+-- that run for each task use numeric loops: `ipairs` costs a function call for each element.
 
 local limits_now, limits_used = 0, false
 local limit_states, touched_limits, held_limits = {}, {}, {}
@@ -96,12 +95,12 @@ local function read_rule(text)
   return rule
 end
 
--- Return the state that is stored in `text`, under a rule. The first waiters are in the text
--- `items` from the byte `from` on, and `more` is set if there are others. `stored` is 2 if the
--- limit has a marker in `waiters`, otherwise 1 or false. The tat is capped at that of a limit that
--- has just used its whole burst, since it may have been computed with an earlier, lower rate.
--- `is_capped` is set in a capped state, and `is_type` in the state of a limit `@<type>`; `waits` is
--- set if it is known whether tasks wait for such a limit.
+-- Return the state that is stored in `text`, under a rule. The text `items` has the first waiters,
+-- from the byte `from` on; `more` is set if there are others. `stored` is 2 if the limit has a
+-- marker in `waiters`, otherwise 1 or false. The tat is capped at that of a limit that has just
+-- used its whole burst, since it may have been computed with an earlier, lower rate. `is_capped` is
+-- set in a capped state, and `is_type` in the state of a limit `@<type>`; `waits` is set once the
+-- script knows whether tasks wait for such a limit.
 local function new_limit_state(text, rule)
   local stop = text and #text > 7 and string.find(text, '\0', 1, true)
   local numbers = stop and string.sub(text, 1, stop - 1) or text
@@ -233,8 +232,8 @@ local function touch_limit(limit)
   return state
 end
 
--- Return the time from which the rate lets one more task start, besides the ready ones; 0: at any
--- time.
+-- Return the time from which the rate lets one more task start, in addition to the ready ones; 0:
+-- at any time.
 local function limit_opens_at(state)
   local rule = state.rule
   if rule.interval == 0 then

@@ -1,10 +1,10 @@
 -- limit_waiters: tasks that wait for a limit: which tasks begin to wait, and which waiters become
 -- pending. include/waiter_entries.lua describes the format of `waiters`.
 
--- Number of waiters that the script may still move; how many of them may wait for the limit of a
--- type; and the number that it has moved into pending. A limit with more waiters gets an opening that
--- is due now. Fewer may be of types: when a type is resumed, a million tasks may wait, and many
--- scripts in a row would each move as many as they may.
+-- Numbers of waiters: how many the script may still move, how many of these may wait for the limit
+-- of a type, and how many it has moved into pending. A limit with more waiters gets an opening that
+-- is due now. The number for types is smaller, because a million tasks may be waiting when a type
+-- is resumed, and many scripts in a row would each move the maximum.
 local moves = { left = 500, left_of_types = 150, opened = 0 }
 
 -- Put tasks into limited. `args` alternates tags and ids, `limits` has the limit for which each
@@ -215,8 +215,8 @@ local function first_of_type(limit, room, limits, ids, entries)
   return #found
 end
 
--- Return the limit and the id of the first waiter for each touched limit that is open. The limit of
--- a type is not closed by a start, so several of its waiters are returned, with their entries. The
+-- Return the limit and the id of the first waiter for each touched limit that is open. A start does
+-- not close the limit of a type, so several of its waiters are returned, with their entries. The
 -- search begins at place `from` of the touched limits. Also return whether a waiter has several
 -- limits or waits for the limit of a type, and the place at which the next search begins.
 local function first_waiters(from)
@@ -242,8 +242,8 @@ end
 
 -- Move the waiters that first_waiters returned: into pending, or under another of their limits that
 -- is not open. An item without a limited task is removed. Messages are read only if one of the
--- waiters may have to wait for another limit. Returns whether one of the limits may have room for
--- more waiters.
+-- waiters may have to wait for another limit. Returns whether one of the limits may let more
+-- waiters start.
 local function move_waiters(limits, ids, entries, any_several)
   any_several = any_several or next(paused_limits()) ~= nil
   local tags = redis.call('ZMSCORE', KEYS.limited, unpack(ids))

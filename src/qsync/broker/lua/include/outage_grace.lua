@@ -1,6 +1,7 @@
--- outage_grace: detect outages. If no server fetched or renewed for half a lease, the store was
--- down or its clock jumped, and servers could not renew leases that have expired since. Recovery of
--- expired leases is then delayed for a third of a lease, so that the servers can renew them.
+-- outage_grace: detect outages. If no server fetched tasks or renewed leases for half a lease
+-- duration, the store was down or its clock jumped, and servers could not renew leases that have
+-- expired since. Recovery of expired leases is then delayed for a third of a lease duration, so
+-- that the servers can renew them.
 
 -- Record that a server is present. Returns the time until which recovery is delayed (0: not
 -- delayed). `noted` and `outage` are `seen` and `returned` of meta.

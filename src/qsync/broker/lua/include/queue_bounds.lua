@@ -1,4 +1,4 @@
--- queue_bounds: how many tasks may wait in a queue, and how many bytes all its messages may have.
+-- queue_bounds: how many tasks may wait in a queue, and how many bytes all its messages may take.
 -- meta holds the bounds of the program (`bounds`) and those of an operator (`!bounds`, which have
 -- precedence). While a bound needs it, meta also holds `bytes`, the size of all messages.
 
@@ -42,8 +42,8 @@ local function count_bytes()
 end
 
 -- Fail the call with the bound, its value, the current count, and how many of the first tasks fit.
--- If several tasks in the call have the id of the first task that does not fit, the message tells
--- which of them it is.
+-- If several tasks in the call share the id of the first task that does not fit, their messages
+-- show which of them it is.
 local function refuse(bound, most, there, tasks, bodies, fits)
   local id, body, place = bodies[2 * fits + 1], bodies[2 * fits + 2], 0
   local ids, messages = tasks.ids, tasks.messages

@@ -125,7 +125,7 @@ end
 -- `duplicate` if the holder has ended and only the window of its lock is left. In that case,
 -- another task may already have its id. If this call has dropped the holder to make room for its
 -- other tasks, the outcome is `replaced`, as if the holder had been replaced first and dropped
--- afterwards. A repeated call finds its own message and makes no change.
+-- afterwards. A repeated call finds the message that the first call wrote, and changes nothing.
 local function replace_holder(now, head, message, option, holder)
   if dropped_ids[holder] then
     return 'replaced'

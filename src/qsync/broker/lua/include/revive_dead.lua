@@ -7,7 +7,7 @@ local function take_lock(now, id, lock)
   if holder and holder ~= id then
     return holder
   end
-  -- If the task's own window is not over, the lock stays as it is.
+  -- If the task itself still holds the lock, the end of the lock's window stays the same.
   local ends = holder and read_lock(held) or 0
   redis.call('HSET', KEYS.unique, lock_fields(lock, ends, id))
 end

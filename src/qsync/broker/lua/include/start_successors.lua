@@ -1,8 +1,8 @@
 -- start_successors: restart tasks that were replaced while they were active.
 
--- Find out which ids have a successor. `positions` match the ids. Returns a table with the ids,
--- positions and records of the tasks that have a successor, and the positions and ids of the rest.
--- Fails before the first write if start_successors would fail.
+-- Find out which ids have a successor. `positions` has the position of each id. Returns a table
+-- with the ids, positions and records of the tasks that have a successor, and the positions and ids
+-- of the rest. Fails before the first write if start_successors would fail.
 local function split_successors(positions, ids)
   local found = { ids = {}, positions = {}, records = {} }
   if #ids == 0 or redis.call('EXISTS', KEYS.successors) == 0 then

@@ -1,8 +1,8 @@
 -- truncate_message: leave out most of a message's payload, for views of many tasks.
 
--- Return the message of an id and its length. Of a message over 16 KiB, only the first 1 KiB and
--- the last 12 KiB are returned, which hold everything except the payload; of one over 4 MiB,
--- nothing is returned.
+-- Return the message of an id and its length. For a message over 16 KiB, return only the first 1
+-- KiB and the last 12 KiB, which hold everything except the payload. For a message over 4 MiB,
+-- return an empty text.
 local function truncate_message(id)
   local length = redis.call('HSTRLEN', KEYS.tasks, id)
   if length == 0 or length > 4194304 then

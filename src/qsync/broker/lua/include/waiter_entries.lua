@@ -38,7 +38,7 @@ local function limited_at(tag)
   return redis.call('ZRANGEBYSCORE', KEYS.limited, tag, tag, 'LIMIT', 0, 2)
 end
 
--- Return the ids of the tasks that an item may stand for: one id, unless the item is damaged.
+-- Return the ids of the tasks that an item may represent: one id, unless the item is damaged.
 local function ids_of(item)
   local tag_bytes = string.sub(item, 1, 8)
   if waiter_items.id(item) ~= '' or #tag_bytes < 8 then

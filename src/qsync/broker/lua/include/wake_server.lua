@@ -1,6 +1,6 @@
--- wake_server: wake one server with a free slot: an idle server that waits for a message on its
--- channel, or, if there is none, a server that blocks on the list. If the store refuses a command,
--- the work is only delayed, since servers check the queue regularly.
+-- wake_server: wake one server with a free slot. This is an idle server that waits for a message on
+-- its channel or, if there is none, a server that blocks on the list. If the store refuses a
+-- command, the work is only delayed, since servers check the queue regularly.
 
 -- Send a message to the idle server that has waited longest; a server that does not receive it is
 -- removed from the set. Returns false when there is none or the user may not publish.
