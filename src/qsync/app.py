@@ -168,9 +168,9 @@ class Qsync(Registry):
     def extend(self, extension: Extension) -> None:
         """Add an extension to all clients and servers that the app creates from now on.
 
-        Raises ConfigError if the app already has an extension with this name, if another extension
-        of the app has a sender and this one has a sender too, or if this extension acts on enqueues
-        and the app has already enqueued a task.
+        Raises ConfigError if the app already has an extension with this name, or if this extension
+        and an earlier one both have a sender. Also raises it if the extension acts on enqueues and
+        the app has already enqueued a task.
         """
         self._connections.extend(extension)
 
@@ -187,13 +187,13 @@ class Qsync(Registry):
 
         Neither SkipRetry nor a Retry with attempts left counts as a failure. `async def` functions
         run on the event loop of the client or server. `def` functions for "enqueued" run in the
-        thread that enqueues. For the other events, they run in the thread pool if the handler does,
-        and on the event loop otherwise. An error of the function is logged and has no other effect.
-        Servers created before the registration do not call the function. Raises ConfigError for an
-        unknown event, and for "enqueued" after the first enqueue.
+        thread that enqueues. For the other events, `def` functions run in the thread pool if the
+        handler does, and on the event loop otherwise. An exception in the function is logged and
+        has no other effect. Servers created before the registration do not call the function.
+        Raises ConfigError for an unknown event, and for "enqueued" after the first enqueue.
         """
         if check_event(event) == "enqueued" and self._connections.in_use:
-            raise ConfigError("on: the app has already enqueued a task; add hooks at its creation")
+            raise ConfigError("on: the app has already enqueued a task; add hooks before that")
         return partial(self._connections.hooks.add, event)
 
     def inspector(self) -> Inspector:

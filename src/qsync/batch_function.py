@@ -55,7 +55,7 @@ class BatchFunction(Generic[V]):
         stored = options.copy()
         delay = options.get("retry_delay")
         if callable(delay) and not isinstance(delay, ExponentialBackoff):
-            del stored["retry_delay"]  # a callable stays with the handler
+            del stored["retry_delay"]  # a callable cannot be stored with the task
         else:
             delay = None
         functools.update_wrapper(self, function)
@@ -81,7 +81,10 @@ class BatchFunction(Generic[V]):
         return self._function(tasks)
 
     def options(self, /, **options: Unpack[TaskOptions]) -> BatchFunction[V]:
-        """Return a copy with other options. Raise InvalidTask if any is unknown or invalid."""
+        """Return a copy with other options.
+
+        Raise InvalidTask if an option is unknown or invalid.
+        """
         copied = object.__new__(type(self))
         copied.__dict__.update(self.__dict__)
         copied._options = overridden(self.name, self._options, options)

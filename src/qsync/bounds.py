@@ -94,7 +94,7 @@ MAX_WEIGHT: Final = 1000.0
 
 
 def check_weight(value: object) -> float:
-    """Check and return the weight of a fairness key. Raise InvalidTask if it is invalid."""
+    """Check and return the weight of a fairness key. Raise InvalidTask if the weight is invalid."""
     if type(value) not in (int, float) or not MIN_WEIGHT <= cast("float", value) <= MAX_WEIGHT:
         raise InvalidTask(
             phrase(
@@ -144,8 +144,8 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     program   bounds that the program sets with `app.queue`; None if it sets none
     operator  bounds that an operator sets, which override the program's; None if not set
-    waiting   number of tasks that wait
-    bytes     size of all messages; None while no bound needs it
+    waiting   number of waiting tasks
+    bytes     total size of the messages; None unless a bound needs it
     """
 
     program: Bounds | None = None
@@ -177,7 +177,7 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def of_program(self) -> Bounds:
-        """The program's bounds; no bounds if it sets none."""
+        """The program's bounds; NO_BOUNDS if the program sets none."""
         return self.program or NO_BOUNDS
 
     @property

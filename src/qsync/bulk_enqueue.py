@@ -21,12 +21,14 @@ from qsync.task import Task, has_options
 T = TypeVar("T")
 
 CALL_BYTES: Final = 1024 * 1024
-"""Maximum size of a call, in bytes; the store takes 2 to 5 ms for a call of this size. A larger
-task has its own call."""
+"""Maximum size of a call, in bytes; the store takes 2 to 5 ms for a call of this size.
+
+A task larger than this is sent in a call of its own.
+"""
 
 _COSTLY: Final = 2 * CALL_BYTES // op_values.BATCH_SIZE
 """Minimum size, in bytes, to assume for a task with a lock, a fairness key, a due time or a chosen
-id. Such a task takes the store as long as two plain tasks."""
+id. The store needs as much time for such a task as for two plain tasks."""
 
 _BESIDE: Final = 128
 """Maximum size of a task's options and framing in a call, in bytes, without the fairness key."""
@@ -75,7 +77,8 @@ class BulkEnqueue(Generic[T]):
         self._tasks: list[Task] = []
         self._payloads: list[bytes] = []
         self._encoded: dict[int, NewTask] = {}
-        """Encoded tasks that have options, by index; the call of a plain task encodes it."""
+        """Encoded tasks that have options, by index; plain tasks are encoded when their call is
+        built."""
         self._nonce = new_nonce()
         self._nonces: dict[int, bytes] = {}
         """Nonces by index, for repeated ids and for tasks that a handler enqueues."""
@@ -121,7 +124,7 @@ class BulkEnqueue(Generic[T]):
         return new
 
     def indices_by_queue(self) -> dict[str, list[int]]:
-        """Return the indexes of the tasks by queue, in order."""
+        """Return the indexes of each queue's tasks, in order."""
         indices: dict[str, list[int]] = {}
         for index, task in enumerate(self._tasks):
             try:
@@ -199,7 +202,7 @@ class BulkEnqueue(Generic[T]):
 
 
 def fitting(trip: RoundTrip, replies: Sequence[list[Enqueued] | QsyncError]) -> Chunk | None:
-    """Return those tasks of the first refused call for which the queue has room, or None."""
+    """Return the tasks of the first refused call that still fit into the queue, or None."""
     for chunk, reply in zip(trip.chunks, replies, strict=True):
         if isinstance(reply, QueueFull) and reply.room:
             return Chunk(chunk.indices[: reply.room], chunk.tasks[: reply.room])
@@ -226,14 +229,14 @@ def _calls(
 
 
 class Lookahead(Generic[T]):
-    """An iterator that can make its next item in advance."""
+    """An iterator that can compute its next item in advance."""
 
     def __init__(self, items: Iterator[T]) -> None:
         self._items = items
         self._prepared: list[T] = []
 
     def prepare(self) -> None:
-        """Make the next item in advance, unless that has been done."""
+        """Compute the next item in advance, unless it is already computed."""
         if not self._prepared:
             self._prepared.extend(itertools.islice(self._items, 1))
 

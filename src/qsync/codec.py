@@ -56,7 +56,8 @@ def encode(value: object) -> bytes:
 def encode_value(value: object) -> bytes:
     """Encode a payload or a result so that `decode` returns it with its types.
 
-    A record (a dataclass, a struct, a model) becomes a map of its fields, an enum its value.
+    A record (a dataclass, a struct, a model) becomes a map of its fields; an enum becomes its
+    value.
     """
     try:
         return _encoder.encode(
@@ -72,7 +73,7 @@ def encode_value(value: object) -> bytes:
 
 
 def encode_natural(copy: object) -> bytes:
-    """Encode a copy from `natural` or `tagged`. Dates and UUIDs become text."""
+    """Encode a copy that `natural` or `tagged` returned. Dates and UUIDs become text."""
     try:
         return _encoder.encode(copy)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -131,7 +132,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def decode(data: bytes, type: Any = Any) -> Any:
-    """Decode msgpack and check it against a type. Raise CodecError if it does not match."""
+    """Decode msgpack and check it against a type. Raise CodecError if the value does not match."""
     try:
         if type is Any:
             return _decode_any(data)

@@ -109,7 +109,7 @@ class Connections:
         """Contexts that extensions put around each enqueue, the outermost first."""
         self.hooks: Hooks = Hooks()
         self.client_types: ClientTypes | None = None
-        """Client classes that run tasks in place, for tests; None means the usual classes."""
+        """Client classes that run tasks inline, for tests; None means the usual classes."""
         self.sender: Sender | None = None
         """Sender for task functions; None means that the shared clients send tasks at once."""
         self._blocking: dict[int, Client] = {}
@@ -124,7 +124,7 @@ class Connections:
         return connections
 
     def is_alike(self, other: Connections) -> bool:
-        """Return whether both have the same store and prefix, and clients of the same kind."""
+        """Return whether the other object has the same store, prefix and kind of clients."""
         mine = (self._where, self.prefix, self.client_types)
         return mine == (other._where, other.prefix, other.client_types)
 
@@ -159,7 +159,7 @@ class Connections:
 
     @property
     def address(self) -> Address:
-        """Address of the store; starts an embedded:// store that is not running, which blocks."""
+        """Address of the store. Reading it starts an embedded:// store if needed, which blocks."""
         where = self._where
         if isinstance(where, Address):
             return where
@@ -183,7 +183,7 @@ class Connections:
         if extension.name and any(extension.name == other.name for other in self.extensions):
             raise ConfigError(f"extend: the app already has the extension {extension.name!r}")
         if extension.around_enqueue is not None and self.in_use:
-            raise ConfigError("extend: the app has already enqueued a task; extend it at creation")
+            raise ConfigError("extend: the app has already enqueued a task; extend it before that")
         if extension.sender is not None:
             if self.sender is not None:
                 raise ConfigError("extend: the app already has an extension with a sender")
@@ -277,7 +277,10 @@ class Connections:
         return await self.here().enqueue(task)
 
     def check(self, task: Task[Any]) -> None:
-        """Check and encode a task that will be sent later. Raise InvalidTask if it is invalid."""
+        """Check and encode a task that will be sent later.
+
+        Raise InvalidTask if the task is invalid.
+        """
         new_task(task, b"", payload_limit=self._options["payload_limit"])
 
     def ping(self) -> float:
@@ -325,7 +328,7 @@ class Connections:
 
 
 def _checked_patience(value: Any) -> float:
-    """Return the patience, in seconds. Raise ConfigError if it is not valid."""
+    """Return the patience, in seconds. Raise ConfigError if the value is not valid."""
     if type(value) in (int, float) and (0 <= value <= MAX_SECONDS or value == math.inf):
         return cast("float", value)
     raise ConfigError(

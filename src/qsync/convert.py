@@ -40,7 +40,8 @@ _RECORD_HINT: Final = (
 
 
 class _OneOf(type):
-    """Metaclass of the stand-in for a union that msgspec rejects but that extensions can carry."""
+    """Metaclass of a placeholder for a union that msgspec rejects but msgpack extensions can
+    carry."""
 
     members: frozenset[type]
 
@@ -59,7 +60,7 @@ def nodes(annotation: Any) -> Iterator[Any]:
 def leaves(annotation: Any) -> frozenset[type]:
     """Return the types of the annotation if msgpack carries them all unchanged, else an empty set.
 
-    With `float` the result also has `int`, which `float` parameters accept.
+    If `float` is one of the types, the result also contains `int`, which `float` parameters accept.
     """
     members = _members(annotation)
     if not all(
@@ -70,7 +71,8 @@ def leaves(annotation: Any) -> frozenset[type]:
 
 
 def is_steady(annotation: Any) -> bool:
-    """Return whether every plain value either arrives unchanged or is rejected by the server."""
+    """Return whether a plain value of this type either arrives unchanged or is rejected by the
+    server."""
     if annotation is Any or annotation is object or leaves(annotation):
         return True
     if (origin := get_origin(annotation)) in (Union, UnionType, list, dict):
@@ -225,7 +227,10 @@ def _is_ours(cls: type) -> bool:
 
 
 def _revive(cls: type, value: Any) -> Any:
-    """Make a value of a class unknown to msgspec. Raise ValueError if it does not match."""
+    """Make a value of a class unknown to msgspec.
+
+    Raise ValueError if the data do not match the class.
+    """
     if isinstance(value, cls):  # object, a _OneOf, or a value from an extension
         return value
     if issubclass(cls, msgpack_extensions.TEXTS) and isinstance(value, str):
@@ -288,7 +293,7 @@ def _validator(annotation: Any) -> Callable[[Any], Any]:
 def _field_names(schema: Any) -> set[str]:
     """Return the names of all fields in a pydantic schema.
 
-    Raises ConfigError if it has ImportString.
+    Raises ConfigError if the schema contains ImportString.
     """
     names: set[str] = set()
     seen: set[int] = set()

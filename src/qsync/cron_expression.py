@@ -49,7 +49,7 @@ def cron_matches(expression: str, wall: datetime, *, reverse: bool = False) -> I
 
 
 def cron_fields(expression: object) -> list[str]:
-    """Return the fields of an expression. Raise InvalidTask if it is not valid."""
+    """Return the fields of an expression. Raise InvalidTask if the expression is not valid."""
     if not isinstance(expression, str):
         raise InvalidTask(f"cron={shorten(expression)}: must be a string")
     try:

@@ -47,7 +47,7 @@ class DeclaredLimits:
             uses.setdefault(queue, task)
 
     def check_queue(self, task: str, queue: str | None, names: Iterable[str]) -> None:
-        """Raise InvalidTask if a limit that the task names counts only tasks of another queue."""
+        """Raise InvalidTask if a limit that the task names counts only another queue's tasks."""
         queue = queue or DEFAULT
         for name in names:
             uses = self._uses.get(name, {})
@@ -55,9 +55,10 @@ class DeclaredLimits:
                 raise InvalidTask(_two_queues(name, {**uses, queue: task}))
 
     def check_task(self, task: Task, queue: str) -> None:
-        """Raise InvalidTask if the task names a limit whose tasks are counted in another queue.
+        """Raise InvalidTask if the task names a limit that counts only another queue's tasks.
 
-        A limit that no task function names counts in the queue of the first such task.
+        If no task function names the limit, it counts the tasks of the first queue in which a task
+        names it.
         """
         names = dict.fromkeys(map(limit_name, task.limits or ()))
         self.check_queue(task.type, queue, names)
@@ -84,6 +85,6 @@ class DeclaredLimits:
 def _two_queues(name: str, uses: dict[str, str]) -> str:
     tasks = " and ".join(f"task {task!r} of queue {queue!r}" for queue, task in uses.items())
     return (
-        f"limit {name!r}: {tasks} have it, but a limit counts within one queue. Put the tasks into "
+        f"limit {name!r}: {tasks} use it, but a limit counts within one queue. Put the tasks into "
         "one queue, or declare the limit with per_queue=True to count in each queue separately"
     )

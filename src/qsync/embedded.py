@@ -14,7 +14,7 @@ valkey.lock     Valkey inherits it, so that no two Valkeys write the same data, 
                 was killed.
 
 A child created by `os.fork` shares the lock of its parent: the store runs until both have ended. A
-process that a user starts with `subprocess` or spawns does not share the lock.
+child that is started in another way, e.g. with `subprocess`, does not share the lock.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Embedded:
 
     @property
     def socket(self) -> str:
-        """Path of Valkey's Unix socket. Raise QsyncError before `start`."""
+        """Path of Valkey's Unix socket. Raise QsyncError if `start` has not been called."""
         if self._socket is None:
             raise QsyncError(f"this process has not started the store in {self.folder}")
         return self._socket
@@ -92,10 +92,9 @@ class Embedded:
     def start(self) -> str:
         """Start the store if it is not running, and return the path of its socket.
 
-        It may be called again at any time, to restart a store that has stopped. Raises
-        StoreUnavailable, with the end of Valkey's log, if the store does not start or answer.
-        Raises ConfigError if the folder, or a file in it, belongs to another user or is writable by
-        others.
+        Another call restarts a store that has stopped. Raises StoreUnavailable, with the end of
+        Valkey's log, if the store does not start or answer. Raises ConfigError if the folder, or a
+        file in it, belongs to another user or is writable by others.
         """
         with self._mutex:
             try:
@@ -149,7 +148,11 @@ class Embedded:
             time.sleep(0.02)
 
     def _named_socket(self) -> str:
-        """Return the path of the socket from guardian.lock. Raise ConfigError if it is not ours."""
+        """Return the path of the socket from guardian.lock.
+
+        Raise ConfigError if the path is elsewhere, or if another user owns the socket or its
+        folder.
+        """
         with _opened(self.folder / "guardian.lock") as lock:
             path = Path(os.fsdecode(os.pread(lock, 4096, 0)))
         if path.parent != self.folder:
@@ -242,7 +245,7 @@ def _guard(program: str) -> None:
 def _keep(program: str, path: Path, users: int, data: int) -> None:
     """Run Valkey until SIGTERM arrives or no user is left.
 
-    If no user is left, the guardian returns with an exclusive lock on `users`.
+    If no user is left, the function returns with an exclusive lock on `users`.
 
     When the first Valkey answers, the guardian reports this to the user process that started the
     guardian. If Valkey exits after it has answered, the guardian restarts it; if Valkey exits
@@ -300,7 +303,8 @@ def _launch(program: str, path: Path, lock: int) -> subprocess.Popen[bytes]:
 
 
 def _end_with_parent() -> None:
-    """Make Linux stop Valkey when its guardian is killed; elsewhere the next guardian does so."""
+    """Make Linux stop Valkey when its guardian is killed; on other systems the next guardian stops
+    it."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 

@@ -27,11 +27,11 @@ class Batcher(Generic[T, U]):
 
     Items that arrive while a batch is in flight go into the next one: an idle batcher sends at
     once, a busy one sends large batches. When IN_TWO or more items arrive together, half of them go
-    first: from then on the store works on one half while the callers of the other half continue.
-    All callers of a batch get its error. A lone caller sends its own item directly, which is
-    faster. It does so at once if no other callback of the loop is ready to run. A loop that does
-    not reveal whether callbacks are ready, such as uvloop's, counts as quiet if no item came while
-    the last lone caller's item was in flight.
+    first: from then on the store works on one half while the callers of the other half continue. If
+    a batch fails, all its callers get the error. A lone caller sends its own item directly, which
+    is faster. The caller sends at once if no other callback of the event loop is ready to run. Some
+    event loops, such as uvloop's, do not reveal whether callbacks are ready. On such a loop, a lone
+    caller sends at once if no item came while the last lone caller's item was in flight.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
     `too_late` returns. No caller expires while the store keeps answering: a caller expires only
@@ -162,7 +162,7 @@ class Batcher(Generic[T, U]):
         return until - asyncio.get_running_loop().time()
 
     def _expire(self, due: float) -> None:
-        """Fail the callers whose patience has run out, and set the timer for the next."""
+        """Fail the callers whose patience has run out, and set the timer for the next caller."""
         now, self._expiry = asyncio.get_running_loop().time(), None
         oldest = math.inf
         limit = now - self._patience if now - self._answered >= self._line_s else -math.inf

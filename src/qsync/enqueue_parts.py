@@ -22,12 +22,12 @@ def stored_size(task: NewTask) -> int:
 def in_parts(
     tasks: Sequence[NewTask], full: QueueFull
 ) -> Generator[Sequence[NewTask], Any, list[Enqueued | Exception]]:
-    """Store the tasks for which a bounded queue has room, since each task has its own caller.
+    """Store as many of the tasks as fit into a bounded queue, since each task has its own caller.
 
     Yields the tasks of the next call, and receives its reply: the outcomes or the error. Returns
     the answer for each task. `full` is the error of the call with all tasks. If a task does not
     fit, only tasks that are at least as large are refused with it. A queue that drops its oldest
-    tasks takes all tasks, in parts that are within its bound.
+    tasks accepts all tasks, in parts that are within its bound.
     """
     sizes = [stored_size(task) for task in tasks]
     answers: dict[int, Enqueued | Exception] = {}
@@ -80,7 +80,7 @@ def _refused(
 ) -> list[int]:
     """Return the tasks that are refused along with a task that was sent alone.
 
-    A task with a lock or a chosen id is still tried: if it is a duplicate, it needs no room.
+    A task with a lock or a chosen id is still tried: a duplicate needs no space in the queue.
     """
     return [
         index

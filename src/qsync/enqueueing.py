@@ -23,7 +23,7 @@ CONFIRM_TIMEOUT: Final = 2.0
 def check_remember_ids(value: object) -> int:
     """Return the time to remember chosen ids, in microseconds.
 
-    Raises ConfigError if it is not a duration.
+    Raises ConfigError if the value is not a duration.
     """
     try:
         return duration_us("remember_ids", cast("Duration", value))
@@ -32,7 +32,10 @@ def check_remember_ids(value: object) -> int:
 
 
 def check_payload_limit(value: object) -> int:
-    """Return the limit of an encoded payload, in bytes. Raise ConfigError if it is not valid."""
+    """Return the limit of an encoded payload, in bytes.
+
+    Raise ConfigError if the value is invalid.
+    """
     if type(value) is not int or value < 1:
         raise ConfigError(f"payload_limit: {shorten(value)} is not a positive number of bytes")
     if value > MAX_PAYLOAD_LIMIT:
@@ -42,7 +45,7 @@ def check_payload_limit(value: object) -> int:
 
 
 def check_durability(value: object) -> Durability | None:
-    """Check the durability. Raise ConfigError unless it is "fsync", "replica" or None."""
+    """Check the durability. Raise ConfigError unless the value is "fsync", "replica" or None."""
     match value:
         case None | "fsync" | "replica":
             return value
@@ -52,7 +55,7 @@ def check_durability(value: object) -> Durability | None:
 def check_confirm_timeout(value: object) -> float:
     """Return the time to wait for a confirmation, seconds.
 
-    Raises ConfigError unless it is from 0.001 to 3600.
+    Raises ConfigError unless the value is from 0.001 to 3600.
     """
     if type(value) not in (int, float) or not 0.001 <= cast("float", value) <= 3600:
         msg = f"confirm_timeout: {shorten(value)} is not a number of seconds from 0.001 to 3600"
@@ -68,8 +71,11 @@ def validated(
     remember_us: int,
     declared: DeclaredLimits | None = None,
 ) -> NewTask:
-    """Encode a task to send. Raise InvalidTask if the task is invalid, or if the app declares one
-    of the task's limits for another queue; raise LeaseLost as `check_lease` does."""
+    """Encode a task to send.
+
+    Raise InvalidTask if the task is invalid, or if the app declares one of its limits for another
+    queue. Raise LeaseLost if a handler enqueues after its server has lost the lease.
+    """
     if running.get(None) is not None:
         check_lease()
     checked = task if type(task) is Task else checked_task(task)

@@ -120,7 +120,7 @@ class StoreUnavailable(QsyncError, ConnectionError):
 
 
 class ResultTimeout(QsyncError, TimeoutError):
-    """The task did not end within the `timeout` of `result`; it keeps running."""
+    """The task did not end within the `timeout` of `result`; the timeout does not stop the task."""
 
 
 class TaskFailed(QsyncError):
@@ -144,8 +144,8 @@ class Retry(QsyncError):
     """Raise it in a handler to have the task retried; the run counts as an attempt.
 
     `delay` is in seconds or a timedelta; None means the task's own `retry_delay`. Without a
-    message, the text is the class and message of the cause, i.e. of the exception that the Retry is
-    raised from or while handling: `raise Retry(delay=2) from error`.
+    message, the text is the class and message of the cause (`raise Retry(delay=2) from error`) or
+    of the exception being handled.
     """
 
     def __init__(self, message: str = _RETRY, *, delay: float | timedelta | None = None) -> None:
@@ -186,9 +186,9 @@ class RateLimited(Snooze):
     """Raise it in a handler when an API refuses further requests: the task runs again after
     `retry_after`.
 
-    As with Snooze, no attempt is counted. Until then, no other task under the limit starts. `limit`
-    is one of the task's limits, e.g. "customer:42", or its name; None means the first limit. For a
-    task without limits, RateLimited is the same as Snooze.
+    As with Snooze, no attempt is counted. Until that time, no other task that has the limit starts.
+    `limit` is one of the task's limits, e.g. "customer:42", or its name; None means the first
+    limit. For a task without limits, RateLimited is the same as Snooze.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class RateLimited(Snooze):
 
 
 def _checked_delay(field: str, delay: float | timedelta) -> float | timedelta:
-    """Return the delay; raise ConfigError if it is not valid."""
+    """Return the delay; raise ConfigError if the value is not valid."""
     seconds = _seconds(delay)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise ConfigError(

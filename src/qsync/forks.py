@@ -1,10 +1,10 @@
-"""Makes a forked child forget the state that it must not share with its parent: connections, random
-values.
+"""Makes a forked child discard the state that it must not share with its parent, such as
+connections.
 
 Python calls the functions of `os.register_at_fork` in the children that it forks. uWSGI forks
-without calling them, unless its option `py-call-uwsgi-fork-hooks` is set. So blocking calls and the
-encoding of a task call `notice`. On Linux, `notice` reads a byte of a page that the kernel clears
-in each child, which is ten times as fast as the system call for the process id.
+without calling them, unless its option `py-call-uwsgi-fork-hooks` is set. Therefore, blocking calls
+and the encoding of a task call `notice`. On Linux, `notice` reads a byte of a page that the kernel
+clears in each child, which is ten times as fast as the system call for the process id.
 """
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ def _reset() -> None:
 
 
 def _forked() -> None:
-    """Reset in a child that Python has forked. Replace the lock, since a thread of the parent may
-    have held it."""
+    """Reset the inherited state in a child that Python has forked.
+
+    Replace the lock, since a thread of the parent may have held it.
+    """
     global _lock
     _lock = threading.Lock()
     _reset()

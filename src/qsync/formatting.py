@@ -142,7 +142,8 @@ def plain_number(value: float) -> str:
 def install_command(extra: str) -> str:
     """Return the command or advice to install an extra, however qsync was installed.
 
-    The package may come from an index, a wheel or a clone; docs/index.md has their commands.
+    The package may come from an index, a wheel or a clone; docs/index.md lists the commands for
+    each.
     """
     return f"install qsync-py[{extra}]"
 

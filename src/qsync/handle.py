@@ -117,7 +117,7 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
 
         InvalidTask       the task has no `retention`, so its result is not kept, and the task is
                           not dead; raised at once
-        ResultTimeout     the task did not end within `timeout`; it keeps running
+        ResultTimeout     the task did not end within `timeout`, which does not stop the task
         TaskFailed        the task is dead, e.g. because its result was over the size limit; the
                           message is its last error
         TaskCancelled     the task was cancelled
@@ -149,9 +149,9 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
 
         Pass `delay`, a duration from now, or `process_at`, an aware datetime; a past time means
         now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is wrong
-        or not before the task's deadline, TaskNotFound when the queue does not have the task, and
-        TaskNotWaiting when the task is in any other state, e.g. because a server promoted it first.
-        In all three cases nothing is changed.
+        or not before the task's deadline, and TaskNotFound when the queue does not have the task.
+        Raises TaskNotWaiting when the task is in any other state, e.g. because a server promoted it
+        first. After these errors, the task is unchanged.
         """
         due = due_text(delay=delay, process_at=process_at)
         return self._due_at(self._queries.reschedule(self.id, self.queue, due))
@@ -196,7 +196,7 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
 
         InvalidTask       the task has no `retention`, so its result is not kept, and the task is
                           not dead; raised at once
-        ResultTimeout     the task did not end within `timeout`; it keeps running
+        ResultTimeout     the task did not end within `timeout`, which does not stop the task
         TaskFailed        the task is dead, e.g. because its result was over the size limit; the
                           message is its last error
         TaskCancelled     the task was cancelled
@@ -228,9 +228,9 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
 
         Pass `delay`, a duration from now, or `process_at`, an aware datetime; a past time means
         now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is wrong
-        or not before the task's deadline, TaskNotFound when the queue does not have the task, and
-        TaskNotWaiting when the task is in any other state, e.g. because a server promoted it first.
-        In all three cases nothing is changed.
+        or not before the task's deadline, and TaskNotFound when the queue does not have the task.
+        Raises TaskNotWaiting when the task is in any other state, e.g. because a server promoted it
+        first. After these errors, the task is unchanged.
         """
         due = due_text(delay=delay, process_at=process_at)
         return self._due_at(await self._queries.reschedule(self.id, self.queue, due))

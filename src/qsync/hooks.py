@@ -34,7 +34,10 @@ class Hooks:
         return any(self._by_event.values())
 
     def add(self, event: object, hook: F) -> F:
-        """Add a hook and return it. Raise ConfigError if it does not take the event's arguments."""
+        """Add a hook and return it.
+
+        Raise ConfigError if the hook cannot take the event's arguments.
+        """
         hooks = self._by_event[check_event(event)]
         arguments = ("task", "error") if event in WITH_ERROR else ("task",)
         if not callable(hook) or not _takes(hook, len(arguments)):

@@ -33,8 +33,8 @@ class CallSequences:
         _SEQUENCES.add(self)
 
     def take(self) -> tuple[str, int]:
-        """Return the id of a new call, as a plain tuple, which is faster to create. Pass it to
-        `give_back` when the call will not be repeated any more.
+        """Return the id of a new call, as a plain tuple, which is faster to create. Pass the id to
+        `give_back` when the call will no longer be repeated.
         """
         try:
             sender, number = self._free.pop()

@@ -40,7 +40,7 @@ class Extension:
 
     `sender` receives the tasks of `fn.enqueue` and `fn.enqueue_sync`. `builder` encodes and checks
     the arguments that operators enter on the command line and in the dashboard. In an app, the
-    names of extensions are unique; extensions without a name are not limited.
+    names of extensions are unique; any number of extensions may have no name.
     """
 
     name: str = ""

@@ -30,14 +30,14 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "scheduled": ("zset", "ids by due time, us"),
     "pending": ("zset", "ids by order tag"),
     "limited": ("zset", "ids by order tag: tasks that wait for a limit, or whose type is paused"),
-    "active": ("zset", "ids by lease expiry, us; 2**52 us less once abandoned"),
+    "active": ("zset", "ids by lease expiry, us; minus 2**52 if the lease was abandoned"),
     "retry": ("zset", "ids by due time, us"),
     "completed": ("zset", "ids by the time until which they are kept, us"),
     "dead": ("zset", "ids by time of death, us"),
     "owner": ("hash", "id -> lease token, <server id>[~<life>]/<fetch number>"),
     "crashes": (
         "hash",
-        "id -> crash count: <n>, <n>+ while a crash counts, <n>! if the task died of its crashes",
+        "id -> crash count, <n>[~<m>][<sign>], as described in docs/design/data-model.md",
     ),
     "failures": ("hash", "id -> failure record, opaque to the scripts"),
     "results": ("hash", "id -> result record of a completed task"),
@@ -68,8 +68,8 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
         "last schedules that missed a tick",
     ),
     "next_ticks": ("zset", "stored schedules by their next tick, us"),
-    "cancels": ("hash", "id -> retention, us: cancel asked for, or outcome of a completed task"),
-    "progress": ("hash", "id -> <done>/<total>, or @<us> since when it is runnable"),
+    "cancels": ("hash", "id -> retention, us, or empty: cancel requested, or kept as cancelled"),
+    "progress": ("hash", "id -> <done>/<total>, or @<us>: the time since which it is runnable"),
     "wake": ("list", "at most one element: servers with a free slot block on it"),
     "idle": ("zset", "ids of idle servers that a message wakes, by the time of registration, us"),
     "meta": (
@@ -99,11 +99,11 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "openings": ("zset", "limits by the time at which their first waiter can be tried, us"),
     "events": ("stream", "actions of operators, 500 at most: time, us, number, ids, key, record"),
     "stats": ("hash", "counters, and <counter>:<day number> for 90 days"),
-    "type_reports": ("hash", "<minute>:<server> -> the counts of that minute, by type"),
+    "type_reports": ("hash", "<minute>:<server> -> counts by type, s<...> slow runs, v<...> start"),
     "type_stats": (
         "hash",
         "# -> directory of types, m<hour>:<type> -> its minutes for 48 h, h<day>:<type> -> its "
-        "hours for 90 days",
+        "hours for 90 days, s:<type> -> its slowest runs, v -> starts of servers",
     ),
 }
 """Keys of a queue. All keys are structural, i.e. they have no time to live."""
@@ -122,7 +122,10 @@ COUNTERS: Final = (
 
 
 def check_name(field_name: str, value: object) -> str:
-    """Check and return the name of a prefix or queue. Raise InvalidTask if it is not valid."""
+    """Check and return the name of a prefix or queue.
+
+    Raise InvalidTask if the name is not valid.
+    """
     if not isinstance(value, str) or NAME.fullmatch(value) is None:
         raise InvalidTask(
             phrase(
@@ -134,7 +137,7 @@ def check_name(field_name: str, value: object) -> str:
 
 
 def check_id(value: object) -> str:
-    """Check and return a task id. Raise InvalidTask if it is not valid."""
+    """Check and return a task id. Raise InvalidTask if the id is not valid."""
     if not isinstance(value, str) or TASK_ID.fullmatch(value) is None:
         raise InvalidTask(
             phrase(

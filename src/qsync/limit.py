@@ -123,7 +123,7 @@ def limit_name(limit: str) -> str:
 
 
 def check_limit_name(value: object) -> str:
-    """Check and return the name of a limit. Raise InvalidTask if it is not valid."""
+    """Check and return the name of a limit. Raise InvalidTask if the name is not valid."""
     if not isinstance(value, str) or not NAME.fullmatch(value):
         raise InvalidTask(
             f"limit: must be 1 to 128 of the characters A-Z, a-z, 0-9, '_', '.' and '-', not "
@@ -135,7 +135,7 @@ def check_limit_name(value: object) -> str:
 def check_limit(value: object, field: str = "limits") -> str:
     """Check and return a limit: a name, or a name, a colon and a value.
 
-    Raise InvalidTask if it is not valid.
+    Raise InvalidTask if the limit is not valid.
     """
     if not isinstance(value, str):
         raise InvalidTask(
@@ -175,8 +175,10 @@ def check_limit(value: object, field: str = "limits") -> str:
 
 
 def check_limits(limits: object) -> tuple[str, ...] | None:
-    """Check and return a task's limits; None if it has none. Raise InvalidTask if any is
-    invalid."""
+    """Check and return a task's limits; None if it has none.
+
+    Raise InvalidTask if a limit is invalid.
+    """
     if limits is None:
         return None
     if not isinstance(limits, list | tuple):

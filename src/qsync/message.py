@@ -95,7 +95,10 @@ _message_decoder = msgspec.msgpack.Decoder(Message)
 
 
 def decode_message(data: bytes) -> Message:
-    """Decode a stored message. Raise CodecError if it is not a message of a known version."""
+    """Decode a stored message.
+
+    Raise CodecError if the bytes are not a message of a known version.
+    """
     try:
         message = _message_decoder.decode(data)
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:

@@ -275,8 +275,10 @@ def _ext(name: str | None, data: Any) -> Any:
 
 
 def revive(code: int, data: memoryview) -> Any:
-    """Return the value of an extension, or an Ext if its code is unknown. Raise ValueError if
-    invalid."""
+    """Return the value of an extension, or an Ext if its code is unknown.
+
+    Raise ValueError if the data are invalid.
+    """
     if code != CODE:
         return Ext(code, bytes(data))
     inner = _decode(data)  # without a copy for each level of nesting

@@ -194,7 +194,7 @@ class Mux:
         return register
 
     def add(self, handler: Handler) -> None:
-        """Register a handler. Raise ConfigError if its type has another handler."""
+        """Register a handler. Raise ConfigError if another handler has the same type."""
         existing = self._handlers.setdefault(handler.type, handler)
         if existing is not handler:
             raise ConfigError(

@@ -38,7 +38,8 @@ class _ClientFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class FlowOptions(msgspec.Struct, frozen=True, gc=False):
-    """The options of a task that only the flow variants of the scripts know."""
+    """The options of a task that need flow control, which only some variants of the scripts
+    have."""
 
     limits: tuple[str, ...] = ()
     priority: int = NORMAL_PRIORITY
@@ -172,7 +173,7 @@ def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
 def encode_task(
     task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
 ) -> NewTask:
-    """Encode a task. Raise InvalidTask if one of its options is wrong."""
+    """Encode a task. Raise InvalidTask if one of the task's options is wrong."""
     content = task.payload
     options = options_of(task)
     lock = _lock(task, payload) if options.window_us is not None else ""

@@ -123,7 +123,7 @@ def decoder_of(type: Any) -> Callable[[Result], Any]:
 
 
 class Deadline:
-    """The end of a wait: `seconds` after the creation of this object, or never if None."""
+    """The deadline of a wait: `seconds` after the creation of this object, or never if None."""
 
     def __init__(self, seconds: float | None) -> None:
         self._ends = math.inf if seconds is None else time.monotonic() + seconds

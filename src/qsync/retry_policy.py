@@ -42,8 +42,10 @@ NO_RULES = RetryRules()
 def retry_rules(
     *, retry_delay: Any = None, retry_for: Any = None, dont_retry_for: Any = None
 ) -> RetryRules:
-    """Check the retry options of a handler. Raise ConfigError, naming the option, if one is
-    wrong."""
+    """Check the retry options of a handler.
+
+    Raise ConfigError, which names the option, if an option is wrong.
+    """
     if retry_delay is not None and not _takes_two(retry_delay):
         msg = f"retry_delay: {shorten(retry_delay)} is not `def (attempt, error) -> delay`"
         raise ConfigError(msg)

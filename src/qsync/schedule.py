@@ -1,8 +1,8 @@
 """Computes when a periodic task is due: cron and interval schedules, time zones, missed ticks.
 Without I/O.
 
-A time is an int, microseconds since the Unix epoch, and a tick is such a time. Ticks depend only on
-the values of the schedule, so all servers agree on every tick.
+All times, including ticks, are ints in microseconds since the Unix epoch. Ticks depend only on the
+values of the schedule, so all servers agree on every tick.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Cron:
         wall = self._match_until(here)
         change = self._change_at(here)
         if change and utc >= change.at and not (self._interval and wall >= change.first):
-            wall = self._match_until(change.end - _SECOND)  # shown before the change
+            wall = self._match_until(change.end - _SECOND)  # readings before the change
         while wall.year >= here.year - _YEARS:
             change = self._change_at(wall)
             if change is None:
@@ -158,11 +158,10 @@ class Cron:
             wall = self._match_until(change.first - _SECOND)
         return None
 
-    # cronsim gets only readings of the local clock, without a time zone. At clock changes, cronsim
-    # 2.8 itself returns past times (in the second of two equal hours), drops its rules for
-    # expressions of six fields, and loses ticks when the change is half an hour. Here it
-    # always finds a match: __post_init__ has found one, and every kind of year recurs within 40
-    # years.
+    # cronsim receives only readings of the local clock, without a time zone. At clock changes,
+    # cronsim 2.8 itself returns past times (in the second of two equal hours), drops its rules for
+    # expressions of six fields, and loses ticks when the change is half an hour. Here it always
+    # finds a match: __post_init__ has found one, and every kind of year recurs within 40 years.
 
     def _match_after(self, wall: datetime) -> datetime:
         return next(cron_matches(self.expression, wall))
@@ -196,7 +195,11 @@ class Cron:
         return local.replace(tzinfo=None, microsecond=0, fold=0)
 
     def _offset(self, wall: datetime) -> timedelta:
-        """Return the UTC offset of a reading: before a change with fold 0, after it with fold 1."""
+        """Return the UTC offset of a reading.
+
+        With fold 0 it is the offset before a clock change, and with fold 1 the offset after the
+        change.
+        """
         return self._zone.utcoffset(wall.replace(tzinfo=self._zone)) or timedelta()
 
 
@@ -323,7 +326,7 @@ def _us(utc: datetime) -> int:
 def check_schedule_name(name: object, field_name: str = "name") -> str:
     """Check and return the name of a schedule, or the beginning of a name.
 
-    Raises InvalidTask if it is not valid.
+    Raises InvalidTask if the name is not valid.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", name):
         raise InvalidTask(
@@ -335,7 +338,7 @@ def check_schedule_name(name: object, field_name: str = "name") -> str:
 def _time_zone(tz: object) -> tzinfo:
     if tz == "UTC":
         return UTC  # needs no time zone database
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # imported here, like cronsim
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # on use, to start sooner
 
     if not isinstance(tz, str):
         raise InvalidTask(

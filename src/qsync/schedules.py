@@ -43,8 +43,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Trips = Generator[Sequence[Call[Any]], list[Any], T]
-"""A generator of round trips; its driver sends the calls of each, and passes the replies in
-order."""
+"""A generator of round trips.
+
+Its driver sends the calls of each round trip and passes back the replies in order.
+"""
 
 LOOK_US: Final = 120_000_000
 """A schedule that is due within this time, in microseconds, is announced to the servers, which

@@ -5,7 +5,7 @@ in `**kwargs` are keys next to the others. Defaults are left out: the server use
 its own version of the function. The server checks values against the annotations with msgspec, or
 with pydantic if an annotation contains one of pydantic's types.
 
-A value either arrives unchanged, including its type, or `bind` rejects it: if a value could change
+A value either arrives unchanged, including its type, or `bind` rejects it. If a value could change
 on the way, `bind` encodes and decodes it and compares the copy with the original.
 """
 
@@ -98,9 +98,8 @@ class Signature:
         )
 
     def carried_result(self, value: Any) -> Any:
-        """Return a copy of the result to encode.
-
-        Raises CodecError if `result_of` would change it.
+        """Return a copy of the result to encode. Raises CodecError if `result_of` would change the
+        value.
         """
         transport = self._result[1]
         if type(value) in transport.leaves or type(value) is bytes:
@@ -147,9 +146,9 @@ class Signature:
         """Return the arguments as a payload of builtin types, or raise InvalidTask naming a wrong
         argument.
 
-        `sort` puts sets and dicts in a fixed order, so that equal arguments make equal payloads. It
-        also sets the result's `identity`: the arguments that differ from their defaults, which a
-        unique lock compares.
+        `sort` puts sets and dicts in a fixed order, so that equal arguments make equal payloads.
+        `sort` also sets the result's `identity`: the arguments that differ from their defaults,
+        which a unique lock compares.
         """
         try:
             bound = self._accepts.bind(*args, **kwargs).arguments
@@ -294,7 +293,10 @@ class Signature:
 
 
 class _Resolver:
-    """Resolves annotations, which may be strings, to types. Raises ConfigError if it cannot."""
+    """Resolves annotations, which may be strings, to types.
+
+    Raises ConfigError if an annotation cannot be resolved.
+    """
 
     def __init__(self, name: str, function: Any) -> None:
         self._name = name
@@ -319,7 +321,10 @@ class _Resolver:
 
 
 def _takes_info(name: str, parameters: Sequence[Parameter], hints: Sequence[Any]) -> bool:
-    """Return whether the first parameter is TaskInfo. Raise ConfigError if another parameter is."""
+    """Return whether the first parameter is TaskInfo.
+
+    Raise ConfigError if another parameter is TaskInfo.
+    """
     first = bool(hints) and hints[0] is TaskInfo and parameters[0].kind in _POSITIONAL
     for parameter, hint in list(zip(parameters, hints, strict=True))[int(first) :]:
         if any(isinstance(node, type) and issubclass(node, TaskInfo) for node in nodes(hint)):

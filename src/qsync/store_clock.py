@@ -1,4 +1,4 @@
-"""The store's clock, as far as this context knows it. Without I/O.
+"""The store's clock, as known in the current context (`contextvars`). Without I/O.
 
 All times in the store come from its clock, so "3 min ago" must be computed with that clock, not
 with the clock of the machine that shows it. Until `follow` is called, both clocks are assumed to

@@ -51,7 +51,7 @@ NOTES: Final = {
     "max_age": "did you mean 'deadline'? It is a time: datetime.now(UTC) + timedelta(...)",
     "max_tries": "did you mean 'retry'? It does not count the first attempt: 4 for 5 tries",
 }
-"""Options of other libraries for which the name in qsync alone would not help enough."""
+"""Hints for options of other libraries where qsync's name for the option would not be enough."""
 
 
 def option_hint(name: str, options: Iterable[str]) -> str:

@@ -1,4 +1,7 @@
-"""Tasks as callers pass them and as handlers see them. Frozen values without a connection."""
+"""Tasks as callers pass them and as handlers see them.
+
+They are frozen values that hold no connection.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from qsync.value_text import class_name, plain_text, shorten
 T = TypeVar("T")
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar as _TypeVar  # type checkers have its stubs
+    from typing_extensions import TypeVar as _TypeVar  # type checkers ship its stubs
 
     R_co = _TypeVar("R_co", covariant=True, default=Any)
 else:
@@ -70,7 +73,7 @@ class _PositionalFields(msgspec.Struct, frozen=True, gc=False):
 
 
 class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False):
-    """A task to enqueue: a type, a payload and options. Raises InvalidTask if any is wrong.
+    """A task to enqueue: a type, a payload and options. Raises InvalidTask if one of them is wrong.
 
     `payload` is bytes, or any value that msgpack can encode. Durations are seconds or a timedelta,
     times are aware datetimes.
@@ -154,7 +157,7 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
 
 
 def check_type(value: object) -> str:
-    """Return the task type. Raise InvalidTask unless it is 1 to 256 printable characters."""
+    """Return the task type. Raise InvalidTask unless the type is 1 to 256 printable characters."""
     if type(value) is not str or not 0 < len(value) <= 256 or not value.isprintable():
         raise InvalidTask(
             phrase(

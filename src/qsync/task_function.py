@@ -115,7 +115,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         stored = options.copy()
         delay = options.get("retry_delay")
         if callable(delay) and not isinstance(delay, ExponentialBackoff):
-            del stored["retry_delay"]  # a callable stays with the handler
+            del stored["retry_delay"]  # a callable cannot be stored with the task
         else:
             delay = None
         functools.update_wrapper(self, function)
@@ -174,7 +174,8 @@ class TaskFunction(Generic[P, R, Q, V]):
         return value
 
     def options(self, /, **options: Unpack[TaskOptions]) -> TaskFunction[P, R, Q, V]:
-        """Return the same task with other options. Raise InvalidTask if any is unknown or wrong.
+        """Return the same task with other options. Raise InvalidTask if an option is unknown or
+        wrong.
 
         `delay` replaces `process_at`, and `process_at` replaces `delay`.
         """
@@ -244,7 +245,7 @@ class TaskFunction(Generic[P, R, Q, V]):
 
 
 def overridden(name: str, known: TaskOptions, options: TaskOptions) -> TaskOptions:
-    """Return the options of a task, overridden by others. Raise InvalidTask if any is wrong.
+    """Return the options of a task, overridden by others. Raise InvalidTask if an option is wrong.
 
     `delay` replaces `process_at`, and `process_at` replaces `delay`.
     """

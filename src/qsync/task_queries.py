@@ -83,8 +83,10 @@ class _TaskQueriesBase:
 
     @contextmanager
     def _call_id(self) -> Iterator[tuple[str, int]]:
-        """Yield an id for a call, by which a call that is repeated after a lost reply gets the same
-        answer."""
+        """Yield an id for a call.
+
+        If the reply is lost, a repetition with the same id returns the same answer.
+        """
         call_id = self._call_sequences.take()
         try:
             yield call_id

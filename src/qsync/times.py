@@ -29,7 +29,7 @@ LAST: Final = datetime.max.replace(tzinfo=UTC)
 def duration_us(field: str | Phrase, value: Duration, *, minimum: float = 0.0) -> int:
     """Return a duration in microseconds.
 
-    Raises InvalidTask unless it is from `minimum` to MAX_SECONDS.
+    Raises InvalidTask unless the duration is from `minimum` to MAX_SECONDS.
     """
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
@@ -56,7 +56,10 @@ def duration_us(field: str | Phrase, value: Duration, *, minimum: float = 0.0) -
 
 
 def datetime_us(field: str, value: datetime) -> int:
-    """Return an aware datetime as Unix time in microseconds. Raise InvalidTask if it is naive."""
+    """Return an aware datetime as Unix time in microseconds.
+
+    Raise InvalidTask if the datetime is naive.
+    """
     if not isinstance(value, datetime):
         msg = f"{field}: {shorten(value)} is not a datetime; pass one, e.g. {_example(value)}"
         raise InvalidTask(msg)
@@ -80,7 +83,7 @@ def _example(value: object) -> str:
 def due_text(*, delay: Duration | None, process_at: datetime | None) -> str:
     """Return a due time in the form that scripts take: `+<us>` from now, or `<us>` as Unix time.
 
-    Raises InvalidTask unless exactly one of the two is passed and valid.
+    Raises InvalidTask unless exactly one of `delay` and `process_at` is passed and valid.
     """
     if delay is not None and process_at is not None:
         raise InvalidTask(f"process_at: {process_at} and delay: {delay} cannot be used together")

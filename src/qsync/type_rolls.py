@@ -1,9 +1,9 @@
 """Merges reports of servers into blocks of minutes and hours. Pure.
 
-The hash `type_stats` has a block for each type and hour, `m<hour>:<type>`, with its minutes, and
-one for each type and day, `h<day>:<type>`, with its hours; `#` is the directory. An hour is always
-the sum of its minutes as stored, so rounding errors do not accumulate. The field `s:<type>` has the
-slowest runs of a type, and `v` has the starts of servers, with their versions.
+In the hash `type_stats`, the field `m<hour>:<type>` has a block with the minutes of an hour, and
+`h<day>:<type>` a block with the hours of a day. The field `#` has the directory of the types. An
+hour is always the sum of its minutes as stored, so rounding errors do not accumulate. The field
+`s:<type>` has the slowest runs of a type, and `v` has the starts of servers, with their versions.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ START_REPORT: Final = "v"
 prefix. Versions without these statistics ignore such reports."""
 
 TRIMMED_MOST: Final = 1000
-"""Maximum number of fields that one roll deletes."""
+"""Maximum number of fields that one roll-up deletes."""
 
 
 class Directory(msgspec.Struct, array_like=True):
     """The types that have statistics in a queue, and the first hour and day with blocks."""
 
     number: int = 0
-    """Number of rolls so far; since it increases, each roll changes the directory."""
+    """Number of roll-ups so far; since it increases, each roll-up changes the directory."""
     types: dict[str, int] = msgspec.field(default_factory=dict)
     """Last hour in which each type has counts."""
     first_hour: int = 0
@@ -70,7 +70,7 @@ class Directory(msgspec.Struct, array_like=True):
 
 
 class RollUp(msgspec.Struct, frozen=True):
-    """The changes that a roll makes to type_stats: new values by field, including that of the
+    """The changes that a roll-up makes to type_stats: new values by field, including that of the
     directory; None deletes a field."""
 
     fields: dict[str, bytes | None]

@@ -1,4 +1,4 @@
-"""Checks the options that decide about a second task with the same unique lock."""
+"""Checks the options that decide what happens to a second task with the same unique lock."""
 
 from __future__ import annotations
 
@@ -88,11 +88,10 @@ def _check_company(
     delay: Duration | None,
     process_at: datetime | None,
 ) -> None:
-    """Raise InvalidTask if `debounce` lacks an option, or cannot be used together with another."""
+    """Raise InvalidTask if `debounce` lacks an option that it needs, or has one that excludes
+    it."""
     if unique_key is None:
-        raise InvalidTask(
-            f"debounce: {debounce} needs a unique_key that the calls to combine have in common"
-        )
+        raise InvalidTask(f"debounce: {debounce} needs a unique_key, by which calls are combined")
     others = {"delay": delay, "process_at": process_at}
     if on_duplicate in ("raise", "skip"):
         others["on_duplicate"] = cast("Duration", repr(on_duplicate))

@@ -82,7 +82,7 @@ def test_a_process_that_takes_too_much_memory_is_replaced(tmp_path: Path, store:
         worker.wait_history("grown", 8, timeout=60)
         wait_until(lambda: " is replaced: " in worker.out(), timeout=30)
         worker.wait_ready(2)
-        assert re.search(r"it takes [\d.]+ MiB, and --max-memory is 250 MiB", worker.out())
+        assert re.search(r"it uses [\d.]+ MiB, and --max-memory is 250 MiB", worker.out())
         worker.enqueue("note")
         [(pid, _)] = worker.wait_history("ran")
         assert pid in worker.started()
@@ -105,7 +105,7 @@ def test_memory_limit_below_the_need_of_a_process_is_an_error(
     with Worker(tmp_path, own_store.url, "--max-memory", "1MiB") as worker:
         assert worker.process.wait(timeout=60) == 1
         assert re.search(
-            r"--max-memory 1 MiB: a process takes [\d.]+ MiB before its first task", worker.out()
+            r"--max-memory 1 MiB: a process uses [\d.]+ MiB before its first task", worker.out()
         )
 
 
@@ -142,5 +142,5 @@ def test_process_limits_are_validated() -> None:
     assert Limits(max_tasks=5).exceeded(4, 10**12) is None
     assert Limits(max_tasks=5).exceeded(5, 0) is not None
     assert Limits(max_memory=100).exceeded(10**9, 99) is None
-    with pytest.raises(ConfigError, match="100 B: a process takes 200 B before its first task"):
+    with pytest.raises(ConfigError, match="100 B: a process uses 200 B before its first task"):
         Limits(max_memory=100).check_start(200)

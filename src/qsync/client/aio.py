@@ -237,7 +237,7 @@ class AsyncClient(ClientBase):
     def _outbox(self, queue: str, durability: Durability | None) -> Batcher[NewTask, Enqueued]:
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
-        # A wait may take a second, so the next batch takes as many calls as it can hold.
+        # A wait may take a second, so a batch with a wait may hold several calls.
         calls = 1 if wait is None else self._calls(wait)
         outbox = Batcher(
             partial(self._enqueue, keys, wait), size_of,
@@ -276,7 +276,7 @@ class AsyncClient(ClientBase):
         full: QueueFull,
         ends: float,
     ) -> list[Enqueued | Exception]:
-        """Store the tasks for which a bounded queue has room; see `in_parts`."""
+        """Store as many of the tasks as fit into a bounded queue; see `in_parts`."""
         parts = in_parts(tasks, full)
         reply: list[Enqueued] | QsyncError | None = None
         while True:

@@ -87,8 +87,8 @@ class ClientBase:
         return ops.wait(keys, durability, timeout_ms=round(self._confirm_timeout * 1000))
 
     def _allowance(self, wait: Wait | None) -> float:
-        """Return the longest time that a caller waits for its call and the previous one, in
-        seconds."""
+        """Return the longest time, in seconds, that a caller waits for the previous call and its
+        own."""
         patience = self._broker.patience or ONE_TRY_S
         return patience if wait is None else patience + 2 * self._confirm_timeout
 

@@ -56,7 +56,7 @@ MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
     "not listed": ("a limited task waits for no limit, so it never starts", "tried again"),
     "stray waiter": ("a limit has a waiter that is not a limited task", "removed"),
     "limit count": ("more or fewer tasks hold a limit than are counted", "counted again"),
-    "limit shut": ("a limit has room, and its waiters are not moved", "opened"),
+    "limit shut": ("a limit is open, but its waiters do not start", "opened"),
     "layout lost": ("a queue with limits is marked as one without", "marked"),
     "several wakes": ("the list that wakes servers has several elements", "reduced to one"),
     "no tick": ("a stored schedule has no next run, so it never runs", "run from now on"),

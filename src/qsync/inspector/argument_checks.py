@@ -56,7 +56,8 @@ _KINDS: Final[dict[str, tuple[str, Callable[[object], bool]]]] = {
     "SearchQuery": ("a SearchQuery", lambda value: isinstance(value, SearchQuery)),
     "Sequence[str]": ("a list of strings", _are_texts),
 }
-"""By annotation: the name of this kind of argument, and a function that recognizes its values."""
+"""For each annotation, a name for this kind of argument and a function that recognizes its
+values."""
 
 
 def check_arguments(cls: C) -> C:
@@ -87,7 +88,7 @@ def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
     def check(args: Any, options: Any) -> None:
         try:
             values = signature().bind_partial(*args, **options).arguments
-        except TypeError:  # the call raises it
+        except TypeError:  # the call itself raises this error
             return
         for name, value in values.items():
             kind, fits, is_optional = kinds.get(name, ("", _is_anything, False))

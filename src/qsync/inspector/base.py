@@ -55,7 +55,8 @@ _SCORE: Final = re.compile(r"-?(inf|\d[\d.e+-]{0,40})")
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """The position where a page ended; bulk changes skip tasks that came after `until_us`.
+    """The position where a page ended. Bulk changes skip tasks that entered the state after
+    `until_us`.
 
     `action` is the key of the action whose steps a bulk change records.
     """
@@ -67,7 +68,7 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def place(self) -> PageKey:
-        """Position in the state."""
+        """Position among the tasks of the state."""
         return self.score, self.id.decode(errors="surrogateescape")
 
     def __str__(self) -> str:
@@ -81,8 +82,10 @@ def cursor_at(place: PageKey, *, until_us: int = 0, action: bytes = b"") -> str:
 
 
 def enqueue_once(keys: QueueKeys, tasks: Sequence[NewTask]) -> Call[list[Enqueued]]:
-    """Return a call that enqueues tasks and can be repeated after a lost reply: a repetition does
-    nothing, even if the tasks have left the queue."""
+    """Return a call that enqueues tasks and can be repeated after a lost reply.
+
+    A repetition does nothing, even if the tasks have left the queue.
+    """
     return ops.enqueue(keys, tasks, sender=new_nonce().hex(), number=1)
 
 
@@ -92,7 +95,7 @@ def no_cursor(text: object) -> Phrase:
 
 
 def read_cursor(text: str | None) -> Cursor | None:
-    """Decode a cursor. Raise InvalidTask if it is invalid."""
+    """Decode a cursor. Raise InvalidTask if the text is not a cursor."""
     if text is None:
         return None
     try:
@@ -148,7 +151,7 @@ class Base:
 
         For a django.tasks task of the app, the arguments (a list or an object) are checked and
         encoded as the program does; for any other type, they are the payload. Raises InvalidTask if
-        they do not match. `queue` is by default the task's own.
+        the arguments do not match the task's parameters. `queue` is by default the task's own.
         """
         for builder in self._builders:
             task = builder.build(type, arguments)
@@ -271,7 +274,7 @@ class Base:
     async def ping(self) -> float:
         """Return the duration of a round trip to the store, in seconds.
 
-        Raises StoreUnavailable if it fails.
+        Raises StoreUnavailable if the round trip fails.
         """
         return await self._broker.ping()
 

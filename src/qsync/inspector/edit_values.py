@@ -81,7 +81,7 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def payload_from_json(text: str, *, is_value: bool) -> Any:
-    """Return the payload of an edited text. Raise InvalidTask if it is not JSON."""
+    """Return the payload of an edited text. Raise InvalidTask if the text is not JSON."""
     if not is_value:
         return text.encode()
     try:
@@ -91,7 +91,10 @@ def payload_from_json(text: str, *, is_value: bool) -> Any:
 
 
 def encoded_payload(payload: Any) -> tuple[bytes, bool]:
-    """Return a payload's bytes, and whether it is a value; raise InvalidTask if it is not valid."""
+    """Return a payload's bytes, and whether it is a value.
+
+    Raise InvalidTask if the payload is invalid.
+    """
     if isinstance(payload, bytes):
         data, is_value = payload, False
     else:

@@ -78,19 +78,19 @@ class _EventsMixin(Base):
 
 
 def _check_limit(limit: int) -> None:
-    """Raise InvalidTask if this is not a number of actions to return."""
+    """Raise InvalidTask unless this is a number of actions from 1 to MOST_EVENTS."""
     if type(limit) is not int or not 1 <= limit <= MOST_EVENTS:
         raise InvalidTask(f"limit: {shorten(limit)} is not a whole number from 1 to {MOST_EVENTS}")
 
 
 def _check_action(action: str | None) -> str | None:
-    """Check and return an action or kind of actions. Raise InvalidTask if it is unknown."""
+    """Check and return an action or kind of actions. Raise InvalidTask if the name is unknown."""
     names = [*ACTIONS, *dict.fromkeys(name.partition(".")[0] for name in ACTIONS)]
     if action is None or action in names:
         return action
     raise InvalidTask(
         phrase(
-            "action: %(value)s is not recorded%(hint)s; there are %(actions)s, and kinds such as "
+            "action: %(value)s is not recorded%(hint)s; use one of %(actions)s, or a kind such as "
             "'queue'",
             value=shorten(action), hint=did_you_mean(action, names), actions=", ".join(ACTIONS),
         )

@@ -141,8 +141,8 @@ class _LimitsMixin(Base):
         """Open a limit that a handler closed by raising RateLimited; the limit's rule still
         applies.
 
-        `too_late` if it is not closed. If a handler raises RateLimited again, the limit closes
-        again.
+        The outcome is `too_late` if the limit is not closed. If a handler raises RateLimited again,
+        the limit closes again.
         """
         keys = self._keys(queue)
         check_limit(limit, "limit")

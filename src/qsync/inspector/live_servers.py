@@ -35,9 +35,9 @@ class Record:
     queues: dict[str, int]
     types: list[str]
     unknown: list[tuple[str, str]]
-    """Queue and type of the tasks that it received but has no handler for."""
+    """Queue and type of the tasks that the server received but has no handler for."""
     waiting: int = 0
-    """Number of its running tasks that wait for results of tasks on its own queues."""
+    """Number of running tasks that wait for results of tasks on the server's own queues."""
     since: list[tuple[str, str, int]] = field(default_factory=list)
     """Queue, id and start time (in microseconds) of the tasks that have run longest."""
     app_version: str = ""

@@ -17,12 +17,15 @@ from qsync.times import from_us
 SAMPLE: Final = 200
 SMALL_SAMPLE: Final = 20
 SAMPLED: Final = 5000
-"""Number of tasks read per state of a queue: SAMPLE; if there are many queues, about SAMPLED in
-total, but at least SMALL_SAMPLE per queue."""
+"""Number of tasks read per state of a queue: normally SAMPLE.
+
+With many queues, it falls to about SAMPLED divided by the number of queues, but not below
+SMALL_SAMPLE.
+"""
 
 SCHEDULES: Final = 500
 FEW_SCHEDULES: Final = 20
-"""Number of schedules read per queue: SCHEDULES; if there are many queues, fewer, but at least
+"""Number of schedules read per queue: SCHEDULES divided by the number of queues, but at least
 FEW_SCHEDULES."""
 
 
@@ -69,8 +72,8 @@ class _MonitoringMixin(Base):
         """Return the types of pending and dead tasks, and the last runs of schedules, per queue.
 
         Reads up to 200 tasks of each state and up to 500 schedules of each queue, so that long
-        queues cost no more than short ones. If there are many queues, it reads fewer, but at least
-        20.
+        queues cost no more than short ones. With more queues, it reads less of each queue, but at
+        least 20 tasks and 20 schedules.
         """
         tasks = min(SAMPLE, max(SMALL_SAMPLE, SAMPLED // max(1, len(queues))))
         schedules = max(FEW_SCHEDULES, SCHEDULES // max(1, len(queues)))

@@ -181,8 +181,8 @@ class _QueuesMixin(_LiveServersMixin):
 
         With `force`, delete its tasks first, about 500 per call: repeat while the outcome is
         `more`. The queue's unique locks are released even if their windows have not ended. A later
-        enqueue creates the queue again. But a client that has used the queue before does not
-        register it again, so `overview` shows the queue only once a server takes tasks from it.
+        enqueue creates the queue again. A client that used the queue before its removal does not
+        register it again; `overview` then shows the queue only once a server takes tasks from it.
         """
         _, servers = await self._live()
         serving = next((server.id for server in servers if server.takes(queue)), None)

@@ -108,7 +108,7 @@ class _ScheduleRunsMixin(_SchedulesMixin):
         return [_run(name, run, states) for run in noted]
 
     async def missed_runs(self, queues: Sequence[str]) -> list[MissedRun]:
-        """Return the schedules of some queues whose last tick was missed, at most 5 per queue."""
+        """Return the schedules whose last tick was missed, at most 5 for each of these queues."""
         replies = await self._run_all(
             [schedule_run_ops.missed_runs(self._keys(queue)) for queue in queues]
         )
@@ -194,9 +194,9 @@ class _ScheduleRunsMixin(_SchedulesMixin):
     async def _enqueue_what_fits(
         self, keys: QueueKeys, tasks: Sequence[NewTask]
     ) -> tuple[list[Enqueued], str | None]:
-        """Enqueue as many of the first tasks as a bounded queue has room for.
+        """Enqueue tasks, in order, until a bounded queue is full.
 
-        Return their replies, and why the others were refused.
+        Return the replies, and why the other tasks were refused.
         """
         full = None
         while tasks:
@@ -218,7 +218,7 @@ def _ticks(schedule: Schedule, start: datetime, end: datetime, now_us: int) -> l
     ticks = list(islice(_between(schedule, max(0, start_us), end_us), MOST_BACKFILLED + 1))
     if len(ticks) > MOST_BACKFILLED:
         raise InvalidTask(
-            f"end: over {MOST_BACKFILLED:,} ticks lie between {start.isoformat()} and "
+            f"end: over {MOST_BACKFILLED:,} ticks are between {start.isoformat()} and "
             f"{end.isoformat()}; choose a shorter interval"
         )
     return ticks

@@ -26,7 +26,7 @@ KEYS: Final = {
     "key": phrase("fairness key, e.g. key:acme"),
     "id": phrase("a part of the id"),
     "args.NAME": phrase("an argument, e.g. args.customer:acme or args.order.lines.0:7"),
-    "age": phrase("since death or enqueue, e.g. age:>1h or age:<2d"),
+    "age": phrase("time since death or enqueue, e.g. age:>1h or age:<2d"),
     "group": phrase("id of an error on the Errors page"),
 }
 """Keys of terms, and their meanings; a term without a key is a word in the id, type or error."""

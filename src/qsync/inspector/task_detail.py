@@ -197,8 +197,8 @@ def _attempt_events(task: DecodedTask) -> list[Event]:
         events.append(_event(from_us(failure.snoozed_at_us), "snoozed", text))
     if failure.unknown_since_us:
         text = plural_phrase(
-            "once, by servers that do not know its type",
-            "%(num)s times since, by servers that do not know its type",
+            "once, by servers without a handler for its type",
+            "%(num)s times since, by servers without a handler for its type",
             max(1, failure.unknown_times),
         )
         events.append(_event(from_us(failure.unknown_since_us), "handed back", text))

@@ -262,8 +262,7 @@ class Steps(NamedTuple):
     last: int
 
     def earlier(self) -> Steps | None:
-        """Return the steps of the earlier period for comparison; None if there is none for this
-        span."""
+        """Return the steps of the earlier period for comparison; None if this period has none."""
         if not self.span.before:
             return None
         shift = self.span.before // self.span.minutes

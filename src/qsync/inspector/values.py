@@ -111,13 +111,13 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     size        size of the message in bytes
     attempts    number of failed attempts so far
     error       first line of the last error, at most 200 characters
-    due_at      of scheduled and retry tasks
-    lease_until, server   of active
-    progress    (done, total), of active and completed
-    died_at     of dead
-    kept_until  of completed tasks: when the task will be deleted
-    ended_at    of completed
-    cancelled   whether its cancellation was requested, or it ended as cancelled
+    due_at      when a scheduled or retry task is due
+    lease_until when the lease of an active task expires; `server` is the server that holds it
+    progress    (done, total) of an active or completed task, as its handler reported it
+    died_at     when a dead task died
+    kept_until  when a completed task will be deleted
+    ended_at    when a completed task ended
+    cancelled   whether a cancellation was requested, or has ended the task
     priority    1 to 9, by default 5; pending tasks with a higher priority start first
     """
 
@@ -324,13 +324,14 @@ def refused(why: Phrase | str, **fields: Any) -> Change:
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One bounded step of a bulk change. Pass its `cursor` to the next step; the last one has None.
+    """One bounded step of a bulk change.
 
     scanned    tasks read
     done       tasks changed
     duplicate  dead tasks that stay dead because another task holds their lock
     too_late   tasks that left the state while the step ran
     unread     tasks whose payload was too large to be searched for arguments
+    cursor     position from which the next step continues; None after the last step
     """
 
     scanned: int

@@ -1,4 +1,4 @@
-"""Runs tasks in place when they are enqueued, without a store."""
+"""Runs tasks inline, i.e. within the call that enqueues them, without a store."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NOWHERE = Address("node", settings={"path": "/nowhere/qsync.testing.inline"})
 
 @contextlib.contextmanager
 def inline(app: Qsync) -> Iterator[None]:
-    """Run the app's tasks in place when they are enqueued inside the block; no store is used.
+    """Run the app's tasks within the calls that enqueue them, inside the block; no store is used.
 
         with inline(app):
             handle = send.enqueue_sync(7)     # send has run when this returns
@@ -84,7 +84,7 @@ class _Runs:
         for queue, ended_id in self.ended:
             if ended_id == id:
                 return queue
-        raise TaskNotFound(f"task {id}: no task with this id and a retention has run in place")
+        raise TaskNotFound(f"task {id}: no task with this id and a retention has run inline")
 
     def run_here(self, task: NewTask) -> None:
         """Run a task, with its `def` handler in this thread."""
@@ -138,7 +138,7 @@ def _in_threads(mux: Mux) -> Mux:
 
 
 class _Context(PlainContext):
-    """`current()` of a task that runs in place."""
+    """`current()` of a task that runs inline."""
 
     def __init__(self, task: TaskInfo, app: Qsync, state: Any) -> None:
         super().__init__(task, state=state)
@@ -152,7 +152,7 @@ class _Context(PlainContext):
 
 
 class _InlineQueries(TaskQueries):
-    """Looks up the tasks that have run in place."""
+    """Looks up the tasks that have run inline."""
 
     ended: dict[tuple[str, str], StoredTask]
 
@@ -169,7 +169,7 @@ class _InlineQueries(TaskQueries):
 
 
 class _InlineAsyncQueries(AsyncTaskQueries):
-    """Looks up the tasks that have run in place."""
+    """Looks up the tasks that have run inline."""
 
     ended: dict[tuple[str, str], StoredTask]
 

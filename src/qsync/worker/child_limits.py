@@ -41,14 +41,14 @@ class Limits:
         if self.max_tasks is not None and tasks >= self.max_tasks:
             return f"it has run {tasks} tasks, and --max-tasks is {self.max_tasks}"
         if self.max_memory is not None and memory >= self.max_memory:
-            return f"it takes {size_text(memory)}, and --max-memory is {size_text(self.max_memory)}"
+            return f"it uses {size_text(memory)}, and --max-memory is {size_text(self.max_memory)}"
         return None
 
     def check_start(self, memory: int) -> None:
         """Raise ConfigError if a process is over its memory limit before its first task."""
         if self.max_memory is not None and memory >= self.max_memory:
             raise ConfigError(
-                f"--max-memory {size_text(self.max_memory)}: a process takes {size_text(memory)} "
+                f"--max-memory {size_text(self.max_memory)}: a process uses {size_text(memory)} "
                 "before its first task, and would be replaced at once; set a higher limit"
             )
 

@@ -78,8 +78,8 @@ def _import(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        # For `shop.tasks`, `shop` itself may be missing; any other missing name is one that it
-        # imports.
+        # For `shop.tasks`, `shop` itself may be missing; any other missing name is a module that
+        # `shop.tasks` imports.
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             where = f"there is none in {os.getcwd()} or on sys.path"  # noqa: PTH109 - as above
             msg = f"module {error.name!r} was not found: {where}{_where(name)}"

@@ -35,8 +35,8 @@ RETRY_START_S: Final = 0.2
 """Delay before the second attempt to start a child, in seconds; it doubles with each attempt."""
 
 STEADY_S: Final = 2.0
-"""Lifetime, in seconds, from which a child that ends is restarted almost at once, so that a single
-crash hardly delays other tasks. The delay doubles each time a child ends earlier than that."""
+"""Minimum lifetime, in seconds, of a child that is replaced almost at once when it ends, so that a
+single crash hardly delays other tasks. The delay doubles each time a child ends sooner."""
 
 REPLACEMENT_START_S: Final = 60.0
 """How long a replacement child may take to load the app, in seconds."""
