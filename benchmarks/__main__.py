@@ -56,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
         prog=PROGRAM,
-        description="Measure qsync on this machine, beside the floor: what an event loop and a "
-        "bare call of the store take without a queue. The server and the store have processes of "
-        "their own. Nothing else should run meanwhile; it takes about five minutes. "
-        f"`{PROGRAM} peers -h` is about the comparison with other queues.",
+        description="Measure qsync on this machine and compare it with the floor: a bare event "
+        "loop and bare store calls, without a queue. The server and the store run in their own "
+        "processes. A full run takes about five minutes; run nothing else meanwhile. To compare "
+        f"qsync with other queues, see `{PROGRAM} peers -h`.",
     )
     parser.add_argument(
         "--url",
@@ -72,13 +72,17 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--plot", metavar="FOLDER", type=Path, help="write charts to FOLDER as SVG")
     parser.add_argument(
         "--only", metavar="NAME,...", action="append", default=[],
-        help=f"take only these measures, of {', '.join(MEASURES)}",
+        help=f"take only these measures; the measures are {', '.join(MEASURES)}",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, help="rounds, whose median counts (default: 3)")
+    parser.add_argument(
+        "--rounds", type=int, help="rounds; each figure is their median (default: 3)"
+    )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--scale", type=float, default=1.0, help="share of the tasks, e.g. 0.1")
+    size.add_argument("--scale", type=float, default=1.0, help="fraction of the tasks, e.g. 0.1")
     size.add_argument(
-        "--quick", action="store_true", help="one short round, to try it out; not to be quoted"
+        "--quick",
+        action="store_true",
+        help="run one short round as a trial; do not quote its figures",
     )
     options = parser.parse_args(words)
     if (options.rounds is not None and options.rounds < 1) or not 0 < options.scale <= 1:
@@ -86,7 +90,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     options.only = [name for names in options.only for name in names.split(",") if name]
     for name in options.only:
         if name not in MEASURES:
-            parser.error(f"--only: no measure {name!r}; there are {', '.join(MEASURES)}")
+            parser.error(f"--only: unknown measure {name!r}; use one of {', '.join(MEASURES)}")
     try:
         _prepare_output(options)
     except OSError as error:
@@ -132,7 +136,7 @@ async def _measure(console: Console, options: argparse.Namespace, words: Sequenc
         loop.add_signal_handler(stop_signal, cast("asyncio.Task[Any]", main_task).cancel)
     names = [name for name in MEASURES if not options.only or name in options.only]
     async with _store(options.url) as url, Harness(url, _scale(options)) as harness:
-        where = "a unix socket, without AOF, started for this run"
+        where = "a Unix socket, started for this run without AOF"
         if options.url:
             where = str(harness.address)  # hides the password
         command = f"{PROGRAM} --url ..." if options.url else shlex.join([*PROGRAM.split(), *words])

@@ -68,7 +68,7 @@ async def _arrive(spec: dict[str, Any]) -> tuple[int, float]:
     broker = AsyncBroker(redis_clients.parse(spec["url"]))
     async with AsyncClient(broker, prefix=spec["prefix"]) as client:
         gc.collect()
-        gc.freeze()  # a full collection would delay this process by 10 ms
+        gc.freeze()  # a full garbage collection would delay this process by 10 ms
         in_flight: set[asyncio.Task[Any]] = set()
         sent, began = 0, time.monotonic()
         due = began + random_times.expovariate(spec["rate"])

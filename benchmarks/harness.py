@@ -24,7 +24,7 @@ from qsync.limit import LimitRule
 from qsync.task import DEFAULT, Task
 
 STALL_TIMEOUT_S: Final = 60.0
-"""The benchmark gives up if no task ends for this many seconds."""
+"""Time without a completed task after which the benchmark gives up, in seconds."""
 
 FILL_BATCH: Final = 20_000
 
@@ -135,8 +135,8 @@ class Harness:
     async def until_completed(self, count: int) -> float:
         """Wait until this many tasks have completed; return the time, by the monotonic clock.
 
-        It polls only about a dozen times, so as not to slow down the servers. Towards the end it
-        polls more often, so that the time is accurate to about a millisecond.
+        Poll only about a dozen times, so as not to slow down the servers. Poll more often towards
+        the end, so that the time is accurate to about a millisecond.
         """
         began = progressed_at = time.monotonic()
         first = last = await self.completed()

@@ -112,8 +112,8 @@ def _backlog(report: Report) -> Svg | None:
     panel = 190
     svg = Svg(WIDTH, panel * len(curves), "Throughput and cost against backlog")
     titles = {
-        BACKLOG[0]: "Tasks a second of one server, by number of pending tasks",
-        BACKLOG[1]: "Store time a task, us: enqueue, fetch and complete together",
+        BACKLOG[0]: "Tasks per second of one server, by number of pending tasks",
+        BACKLOG[1]: "Store time per task, us: enqueue, fetch and complete together",
     }
     for number, curve in enumerate(curves):
         colour = 2 if number == 0 else 1

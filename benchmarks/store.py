@@ -56,7 +56,7 @@ class CommandUsage:
 async def read_commands(broker: AsyncBroker, key: str) -> dict[str, CommandUsage] | None:
     """Read INFO commandstats by command from the node of a key; return None if INFO is forbidden.
 
-    Commands run by scripts are also counted. Their time is included in the time of the script.
+    Commands that scripts run are also counted; the time of a script includes their time.
     """
     info = await read_info(broker, "commandstats", key)
     if info is None:

@@ -71,7 +71,7 @@ def store(request: pytest.FixtureRequest, prefix: str) -> Iterator[Store]:
 
 @pytest.fixture
 def own_store() -> Iterator[Store]:
-    """Yield a Valkey for this test alone. It may be killed, paused or filled; its data survives a
+    """Yield a Valkey for this test alone, which may kill, pause or fill it. The data survives a
     kill."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])

@@ -21,7 +21,7 @@ REFILL_BATCH: Final = 2_000
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """Result of one round at one size of the backlog."""
+    """Result of one round at one backlog size."""
 
     us: float | None
     rate: float
@@ -50,13 +50,13 @@ async def measure_backlog(harness: Harness) -> Results:
         results.append(Figure(f"drain at {backlog:,} pending", "tasks/s", rate, how))
         if us is not None:
             costs.append((float(backlog), us))
-    how = f"at {scale.backlogs[-1]:,} pending to that at {scale.backlogs[0]:,}, of the same round"
+    how = f"at {scale.backlogs[-1]:,} pending / at {scale.backlogs[0]:,} pending, in the same round"
     cost_ratio = known_median([_ratio(row[-1].us, row[0].us) for row in rounds])
     rate_ratio = median([row[-1].rate / row[0].rate for row in rounds])
     return [
         *results,
-        Figure("store, most to least pending", "x", cost_ratio, f"store's time a task, {how}"),
-        Figure("drain, most to least pending", "x", rate_ratio, f"tasks a second, {how}"),
+        Figure("store, most to least pending", "x", cost_ratio, f"store time per task {how}"),
+        Figure("drain, most to least pending", "x", rate_ratio, f"tasks per second {how}"),
         Curve("throughput against backlog", "tasks/s", tuple(rates), "see the figures"),
         Curve("store time against backlog", "us/task", tuple(costs), "see the figures"),
     ]

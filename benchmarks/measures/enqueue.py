@@ -48,7 +48,7 @@ async def measure_one_by_one(harness: Harness) -> Results:
             Figure(
                 f"enqueue / bare EVALSHA, {client}", "x",
                 median([own_s / bare_s for bare_s, own_s in rounds]),
-                "time of enqueue to time of the bare call, of the same round",
+                "time of enqueue / time of the bare call, in the same round",
             ),
         ]  # fmt: skip
     return results
@@ -128,7 +128,7 @@ CLIENTS: Final[tuple[tuple[str, EnqueueAll, BareCalls], ...]] = (
 
 
 async def measure_callers(harness: Harness) -> Results:
-    """Enqueue from many callers of one AsyncClient. Each awaits its own calls."""
+    """Enqueue from many callers of one AsyncClient. Each caller awaits one call after another."""
     results: Results = []
     for callers in (500, 1_000):
         each = max(1, harness.scale.callers // callers)
@@ -136,7 +136,7 @@ async def measure_callers(harness: Harness) -> Results:
             callers * each / await _enqueue_by_callers(harness, callers, each)
             for _ in range(harness.scale.rounds)
         ]
-        how = f"one AsyncClient, {each:,} calls of `enqueue` by each, one after another"
+        how = f"one AsyncClient; each caller makes {each:,} `enqueue` calls, one after another"
         results.append(Figure(f"enqueue, {callers:,} callers", "tasks/s", median(rates), how))
     return results
 
@@ -159,7 +159,7 @@ async def measure_bulk(harness: Harness) -> Results:
     """Enqueue all tasks with one call of `enqueue_many`."""
     count = harness.scale.bulk
     rates = [count / await _enqueue_in_bulk(harness, count) for _ in range(harness.scale.rounds)]
-    how = f"{count:,} tasks by one call, including the making of the tasks, 32-byte payloads"
+    how = f"{count:,} tasks in one call, including the time to create them, 32-byte payloads"
     return [Figure("enqueue_many", "tasks/s", median(rates), how)]
 
 

@@ -14,7 +14,7 @@ from benchmarks.store import read_commands
 MB: Final = 1e6
 
 SENT_COMMANDS: Final = {"evalsha", "eval", "blpop", "ping", "hello", "auth", "select", "client"}
-"""Commands that a server and its clients send themselves. All other commands are run by scripts."""
+"""Commands that a server and its clients send directly; scripts run all other commands."""
 
 
 async def measure_idle_server(harness: Harness) -> Results:
@@ -39,7 +39,7 @@ async def measure_idle_server(harness: Harness) -> Results:
     return [
         Figure(
             "idle server, commands", "1/s", sent,
-            f"{how}; all commands that the store gets, without those that scripts run",
+            f"{how}; all commands sent to the store, without those that scripts run",
         ),
         Figure("idle server, commands in scripts", "1/s", inside, how),
         Figure("idle server, CPU", "%", 100 * cpu_s / took, how),
@@ -68,5 +68,5 @@ async def measure_memory(harness: Harness) -> Results:
     async with harness.servers() as [server]:
         await harness.until_completed(count)
         usage = await server.ask("usage")
-    how = f"peak of the resident memory while draining {count:,} no-op tasks, concurrency 100"
+    how = f"peak resident memory while draining {count:,} no-op tasks, concurrency 100"
     return [Figure("busy server, memory", "MB", usage["peak"] / MB, how)]

@@ -63,10 +63,10 @@ async def _steady_load(harness: Harness, rate: int, *, uvloop: bool) -> Results:
         )
         await harness.until_completed(sent)
         delays = _seconds(await server.ask("delays"))
-    delays = delays[len(delays) // 5 :]  # skip the time in which the server adapts to the rate
+    delays = delays[len(delays) // 5 :]  # skip the period in which the server adapts to the rate
     how = (
-        f"{sent / took:,.0f} tasks/s for {took:.1f} s at random times (Poisson) from a process of "
-        "its own, from the time of arrival; without the first fifth"
+        f"{sent / took:,.0f} tasks/s for {took:.1f} s at random times (Poisson) from a separate "
+        "process; measured from the arrival; without the first fifth"
     )
     return [*percentiles(name, delays, how), Curve(name, "ms", histogram(delays), how)]
 
@@ -86,7 +86,7 @@ async def measure_scheduled(harness: Harness) -> Results:
         await harness.until_completed(count)
         delays = _seconds(await server.ask("delays"))
     early = sum(delay < 0 for delay in delays)
-    how = f"{count:,} tasks for times over {seconds:g} s; both clocks are this machine's"
+    how = f"{count:,} tasks scheduled over {seconds:g} s; client and server share a clock"
     return [
         *percentiles("lateness of scheduled", delays, how),
         Figure("scheduled tasks started early", "tasks", early, how),

@@ -39,7 +39,7 @@ async def measure_limits(harness: Harness) -> Results:
 
 
 async def _measure_keys(harness: Harness) -> Results:
-    """Alternately drain tasks without limits, and tasks that have many keys of a limit with
+    """Alternately drain tasks without limits and tasks that share many keys of a limit with
     concurrency 1."""
     tasks = harness.scale.drain
     keys = tasks // TASKS_OF_A_KEY
@@ -50,7 +50,7 @@ async def _measure_keys(harness: Harness) -> Results:
         )
         for _ in range(harness.scale.rounds)
     ]
-    how = f"{tasks:,} no-op coroutines of {keys:,} keys with concurrency 1"
+    how = f"{tasks:,} no-op coroutines with {keys:,} keys of concurrency 1"
     return [
         Figure(
             "drain, no limits", "tasks/s", median([plain.rate for plain, _ in pairs]),
@@ -60,7 +60,7 @@ async def _measure_keys(harness: Harness) -> Results:
         Figure(
             "drain, limits / no limits", "%",
             median([100 * limited.rate / plain.rate for plain, limited in pairs]),
-            "tasks per second, of the same round",
+            "tasks per second, in the same round",
         ),
         Figure(
             "store per task, limits", "us",
@@ -84,7 +84,7 @@ async def _measure_waiter_bytes(harness: Harness) -> Results:
         sizes.append(None if before is None or after is None else (after - before) / count)
     plain, waiter = sizes
     extra = None if plain is None or waiter is None else waiter - plain
-    how = f"{count:,} tasks of the limit `customer:0`, beyond as many pending ones"
+    how = f"{count:,} tasks that wait for `customer:0`, compared with as many pending tasks"
     return [Figure("memory of a waiter", "bytes", extra, how)]
 
 
@@ -97,7 +97,7 @@ async def _measure_slot(harness: Harness) -> Results:
         await harness.fill(SLOT, 1 + count, keys=1)
         await harness.until_completed(1 + count)
         delays = [delay / 1e9 for delay in await server.ask("delays")]
-    how = f"end of a handler to the next start; {count:,} tasks of one key with concurrency 1"
+    how = f"from a handler's end to the next start; {count:,} tasks of a key with concurrency 1"
     return [*percentiles("slot to next start", delays, how)]
 
 
@@ -112,10 +112,10 @@ async def _measure_pace(harness: Harness) -> Results:
         starts = sorted(time / 1e9 for time in await server.ask("starts"))[-count:]
     used = (count - 1) / (starts[-1] - starts[0]) / STARTS_A_SECOND
     most = max(sum(1 for start in starts if 0 <= start - first < 1) for first in starts)
-    how = f"{count:,} tasks, {STARTS_A_SECOND} starts a second, burst 1"
+    how = f"{count:,} tasks, {STARTS_A_SECOND} starts per second, burst 1"
     return [
         Figure("rate used", "%", 100 * used, how),
-        Figure("most starts in a second", "tasks", most, f"{how}: 21 are allowed"),
+        Figure("most starts in a second", "tasks", most, f"{how}; 21 starts are allowed"),
     ]
 
 

@@ -91,7 +91,7 @@ async def measure_bytes(harness: Harness) -> Results:
     await harness.fill(LOOP, count)
     after = await used_bytes(harness)
     value = None if before is None or after is None else (after - before) / count
-    how = f"growth of the store's used_memory by {count:,} tasks with a 32-byte payload"
+    how = f"growth of the store's used_memory for {count:,} tasks with a 32-byte payload"
     return [Figure("memory of a pending task", "bytes", value, how)]
 
 

@@ -27,8 +27,8 @@ from qsync.limit import LimitRule
 from qsync.task import Task
 
 WARM_UP_TASKS: Final = 200
-"""Number of tasks per server that run before a drain, to start the threads and processes. One
-server cannot take all of them at once, so each server gets some."""
+"""Number of tasks per server that run before a drain, to start the threads and processes. A single
+server cannot lease all of them at once, so every server runs some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ async def drain(
 ) -> DrainRun:  # fmt: skip
     """Fill the queue while it is paused, then let warmed-up servers drain it.
 
-    With `rule`, the tasks have limits with `keys` different keys, in turn.
+    With `rule`, the tasks use `keys` different keys of a limit in turn.
     """
     await harness.clean()
     async with harness.servers(processes, uvloop=uvloop, **config) as servers:
@@ -113,7 +113,7 @@ async def measure_drain(harness: Harness) -> Results:
         *_compare_with_floor(pairs),
         Figure(
             "server per task", "us", median([1e6 * run.cpu_s / run.tasks for run in runs]),
-            "processor time of the server process",
+            "CPU time of the server process",
         ),
         Figure(
             "store per task", "us", known_median([run.store_us for run in runs]),
@@ -141,13 +141,13 @@ def _compare_with_floor(pairs: list[tuple[BaselineRun, DrainRun]]) -> Results:
         ),
         Figure(
             "drain / floor", "%", median([100 * run.rate / floor.rate for floor, run in pairs]),
-            "tasks a second, of the same round",
+            "tasks per second, in the same round",
         ),
         Figure(
             "drain / floor, processor time", "%",
             median([100 * floor.cpu_s / run.cpu_s for floor, run in pairs]),
-            "the floor's processor time to that of the server process, all its threads; leaves "
-            "out the waiting for the store and for other processes",
+            "CPU time of the floor / CPU time of the server process with all its threads; the "
+            "time spent waiting for the store and other processes does not count",
         ),
     ]  # fmt: skip
 
@@ -178,11 +178,11 @@ async def _compare_batches(
         Figure(
             f"{kind}, batches / single calls", "%",
             median([100 * many.rate / one.rate for one, many in pairs]),
-            "tasks a second, of the same round",
+            "tasks per second, in the same round",
         ),
         Figure(
             f"{kind}, batches / single calls, processor time", "%", ours,
-            "of the server process; the store's time a task is the same",
+            "of the server process; the store's time per task is the same",
         ),
     ]  # fmt: skip
 
@@ -206,7 +206,7 @@ async def measure_executors(harness: Harness) -> Results:
 async def measure_waiting(harness: Harness) -> Results:
     """Drain tasks that each wait for 5 ms, like tasks that query a database."""
     tasks = harness.scale.drain_waiting
-    how = f"{tasks:,} tasks of 5 ms (asyncio.sleep), concurrency 100: 20,000 at most"
+    how = f"{tasks:,} tasks of 5 ms (asyncio.sleep), concurrency 100; at most 20,000 per second"
     return [await _rate(harness, "drain, 5 ms tasks", WAIT, tasks, how)]
 
 

@@ -66,27 +66,28 @@ def main(words: Sequence[str]) -> int:
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks peers",
-        description="Do the same work by qsync and by other queues: `make bench-peers`. It "
-        "installs each into an environment of its own in .bench. It takes about ten minutes.",
+        description="Run the same work on qsync and on other queues, like `make bench-peers`. "
+        "Each queue is installed into its own environment in .bench. A full run takes about ten "
+        "minutes.",
     )
-    parser.add_argument("peers", nargs="*", help=f"of {', '.join(BY_NAME)}; default: all")
+    parser.add_argument("peers", nargs="*", help=f"any of {', '.join(BY_NAME)} (default: all)")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="rounds, whose median counts (default: 3)"
+        "--rounds", type=int, default=3, help="rounds; each figure is their median (default: 3)"
     )
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the tasks, e.g. 0.1")
+    parser.add_argument("--scale", type=float, default=1.0, help="fraction of the tasks, e.g. 0.1")
     parser.add_argument(
-        "--python", help="interpreter for all (default: the first of 3.12 and 3.13 that is found)"
+        "--python", help="interpreter for all queues (default: the first of 3.12, 3.13 found)"
     )
     parser.add_argument(
         "--write", action=argparse.BooleanOptionalAction,
         help=f"write the results to {RESULTS.relative_to(ROOT)} and {DOCUMENT.relative_to(ROOT)} "
-        "(default: only for all the work by all peers)",
+        "(default: only if all peers do all the work)",
     )  # fmt: skip
     options = parser.parse_args(words)
     if options.rounds < 1 or not 0 < options.scale <= 1:
         parser.error("--rounds must be at least 1; --scale must be over 0 and at most 1")
     if unknown := [name for name in options.peers if name not in BY_NAME]:
-        parser.error(f"no such peer: {', '.join(unknown)}; there are {', '.join(BY_NAME)}")
+        parser.error(f"unknown peer: {', '.join(unknown)}; use {', '.join(BY_NAME)}")
     return options
 
 

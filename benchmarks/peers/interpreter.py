@@ -13,7 +13,7 @@ used."""
 _ASK = """
 import json, platform, shlex, sys, sysconfig
 args = sysconfig.get_config_var("CONFIG_ARGS") or ""
-flags = [arg for arg in shlex.split(args) if "/" not in arg]  # where it was built is no matter
+flags = [arg for arg in shlex.split(args) if "/" not in arg]  # paths do not affect the speed
 print(json.dumps({
     "program": sys.executable,
     "version": platform.python_version(),

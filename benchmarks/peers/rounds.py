@@ -33,7 +33,7 @@ def run(peer: Peer, store: Store, *, first: bool, scale: float = 1.0) -> dict[st
         )  # fmt: skip
         if first:
             store.flush()
-            # A twentieth of the count is rounded, so that a hundred callers can share it evenly.
+            # `memory` enqueues a twentieth at a time, which a hundred callers must share evenly.
             measured |= produce(peer, "memory", variables, count=20 * _scaled(WAITING // 20, scale))
         drains: dict[str, float] = {}
         again = 0

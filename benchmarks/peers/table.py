@@ -14,7 +14,7 @@ UVLOOP = "uvloop==0.23.0"
 REDIS = "redis==8.1.0"
 
 PYTHON = "python"
-"""As the first word of a server's command, stands for the interpreter of the peer's environment."""
+"""Name of the interpreter in a peer's environment."""
 
 QSYNC = "qsync"
 QSYNC_THREADS = "qsync_threads"
@@ -35,7 +35,9 @@ class Peer:
     settings      settings that differ from its defaults, in words
     delivery      fate of a task whose server dies
     docs          page of its docs about these settings
-    drain         number of tasks for the drain; `one` for one caller, `concurrent` for many
+    drain         number of tasks to drain
+    one           number of tasks that a single caller enqueues
+    concurrent    number of tasks that concurrent callers enqueue
     environment   folder in .bench, if it shares that of another peer
     """
 
@@ -107,7 +109,7 @@ PEERS = (
             "arq", "benchmarks.peers.adapters.arq.Worker",
             "--custom-log-dict", "benchmarks.peers.adapters.arq.QUIET",
         ),
-        settings="max_jobs=100, poll_delay=0.01 (its default, 0.5, costs up to 0.5 s a task), "
+        settings="max_jobs=100, poll_delay=0.01 (its default, 0.5, adds up to 0.5 s per task), "
         "keep_result=0; uvloop",
         delivery=AT_LEAST_ONCE,
         docs="https://arq-docs.helpmanuals.io/",

@@ -136,8 +136,8 @@ def test_drop_oldest_makes_room_and_leaves_active_tasks(rig: Rig) -> None:
 
 
 def test_holder_dropped_by_its_own_call_is_reported_as_replaced(rig: Rig) -> None:
-    """Two callers share a round trip. The new task of one caller needs the place of the task that
-    the other caller replaces."""
+    """Two callers share a round trip. To make room for the new task of one caller, the call drops
+    the task that the other caller has just replaced."""
     doc: dict[str, Any] = {"unique_key": "doc", "on_duplicate": "replace"}
     bound(rig, max_tasks=2, when_full="drop_oldest")
     rig.enqueue("doc", **doc)

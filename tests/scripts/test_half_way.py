@@ -188,7 +188,8 @@ unwritten."""
 
 
 RECORDING = {"XADD", "XDEL", "XREVRANGE"}
-"""Commands that record an action. If one fails, the script must still make its change."""
+"""Commands that record an action. If such a command fails, the script must still make its
+change."""
 
 
 @pytest.fixture(params=BINARIES)
@@ -264,7 +265,7 @@ def test_forbidden_command_leaves_no_partial_transition(rig: Rig, name: str) -> 
             assert core(found) == core(before), f"{name} without {command} wrote something"
         rig.run(call)
         assert shape(rig.dump(lost=True)) == whole, (
-            f"{name} without {command}: it cannot be repeated"
+            f"{name} without {command}: a repeated call has another result"
         )
 
 

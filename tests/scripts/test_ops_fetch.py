@@ -448,7 +448,7 @@ def test_fetch_without_work_runs_few_commands(rig: Rig, flow: bool) -> None:
     assert processed(rig) - commands <= 5
     assert rig.dump() == before
     rig.enqueue("a")
-    assert rig.fetch(5, number=2).ids == ["a"], "the first fetch was forgotten"
+    assert rig.fetch(5, number=2).ids == ["a"], "an empty fetch is not remembered"
 
 
 @pytest.mark.parametrize("rest", ["later", "dead", "completed", "a lock"])

@@ -300,8 +300,8 @@ def test_message_with_invalid_limits_does_not_stop_other_tasks(rig: Rig) -> None
 
 @pytest.mark.faults(59)
 def test_message_too_large_to_receive_in_time_is_fetched_truncated(rig: Rig) -> None:
-    """Otherwise the server would fetch the same batch over and over, and no other task would
-    run."""
+    """If the whole message were sent, the server would fetch the same batch over and over, and no
+    other task would run."""
     rig.enqueue("large", "next")
     rig.set("tasks", "large", b"\x98" + b"x" * (32 << 20))
     for _ in range(2):

@@ -69,7 +69,8 @@ def test_user_with_access_to_the_declared_keys_can_make_each_call(rig: Rig, name
 
 
 def test_user_with_fewer_rights_is_refused(rig: Rig) -> None:
-    """This proves that the test above detects undeclared keys in scripts."""
+    """A call without the right to one of its keys fails, so the test above detects undeclared
+    keys."""
     call = ops.enqueue(rig.keys, rig.tasks("a"), sender="x", number=1, now_us=rig.now)
     less = [f"~{key}" for key in call.keys[1:]]
     with pytest.raises(redis.ResponseError):

@@ -33,7 +33,7 @@ def state(rig: Rig, limit: str) -> bytes | None:
 def test_pending_task_that_a_limit_refuses_is_parked_and_takes_none_of_its_limits(rig: Rig) -> None:
     send(rig, ("c", "d"), "a")
     rig.run(limit_ops.set_limit(rig.keys, "d", LimitRule(concurrency=1), "me", now_us=rig.now))
-    rig.set("limits", "d", "1 1 0 0")  # one task more than the rule allows holds `d`
+    rig.set("limits", "d", "1 1 0 0")  # two tasks hold `d`, which allows one
     assert rig.fetch().ids == []
     assert rig.state("a") == "limited"
     assert state(rig, "c") is None
@@ -82,7 +82,7 @@ def test_operator_opens_a_closed_limit_and_its_rule_still_holds(rig: Rig) -> Non
     rows = [op_values.HandedBack(*d, 60 * S, b"", "c", 3600 * S, True)]
     rig.run(ops.hand_back(rig.keys, rows, now_us=rig.now))
     assert rig.delete("scheduled", "d") == 1
-    assert state(rig, "c") is not None, "closed, although no task has it"
+    assert state(rig, "c") is not None, "the limit stays closed without a task"
     assert open_limit("c") == 1
     assert state(rig, "c") is None
 
@@ -113,7 +113,7 @@ def test_start_returned_late_does_not_exceed_the_burst(rig: Rig) -> None:
         rig.run(ops.hand_back(rig.keys, rows, now_us=rig.now))
         return rig.fetch().ids
 
-    # Half a start was left, and half of the start that is returned had not been regained.
+    # Half a start was left, and the rate had regained only half of the start that is returned.
     assert hand_back(early, leased_us) == ["a"]
     assert hand_back(late, 0) == [], "the time of its lease is unknown"
     rig.now += S
@@ -254,5 +254,5 @@ def test_waiter_that_could_stand_for_two_tasks_is_damage(rig: Rig) -> None:
     send(rig, ("c",), *(f"{number:02}" for number in range(1, 23)))
     rig.client.zadd(rig.keys.key("limited"), {"20": 21})
     damage = rig.run(limit_ops.audit_limits(rig.keys))
-    assert len(damage.strays) == 2, "the entries of 20 and 21: of no task, and of two"
+    assert len(damage.strays) == 2, "the entry of 20 matches no task, that of 21 two"
     assert damage.unlisted == ["20", "21"]

@@ -60,7 +60,7 @@ def test_waiting_holder_gets_payload_options_and_due_time(rig: Rig, state: str) 
     assert rig.score("scheduled", "a") == START + 30 * S
     assert rig.state("a") == "scheduled"
     dump = rig.dump()
-    assert set(dump["tasks"]) == {b"a"}, "the later task has no separate place"
+    assert set(dump["tasks"]) == {b"a"}, "the later task is not stored separately"
     assert dump["keys"] == {b"a": b"\xff8"}
     assert "failures" not in dump, "all attempts are left"
     rig.now += 30 * S
@@ -76,7 +76,7 @@ def test_pending_holder_keeps_its_turn(rig: Rig) -> None:
     replace(rig, "b", "new")
     assert rig.ids("pending") == ["a", "n"]
     replace(rig, "c", "newer", priority=1)
-    assert rig.ids("pending") == ["n", "a"], "another priority gets another position"
+    assert rig.ids("pending") == ["n", "a"], "a task with a new priority moves"
     assert payload(rig, "a") == "newer"
 
 
@@ -206,7 +206,7 @@ def test_last_replacement_of_a_batch_counts(rig: Rig) -> None:
 
 
 def test_lock_window_of_an_ended_holder_refuses_a_replacement(rig: Rig) -> None:
-    """A call with unique=seconds still holds the lock, so the caller gets an error."""
+    """With unique=seconds, the lock outlives its task, and an ended task cannot be replaced."""
     rig.enqueue("a", unique=400, unique_key="doc")
     rig.complete(*rig.lease())
     assert replace(rig, "b", "new") == ("duplicate", "a")

@@ -369,9 +369,9 @@ def test_every_command_is_on_a_declared_key(source: Source) -> None:
     for call in source.calls:
         if call.name in ("redis.call", "redis.pcall"):
             command, *arguments = call.arguments
-            assert re.fullmatch(r"'[A-Z]+'", command[0]), "the command is written out"
+            assert re.fullmatch(r"'[A-Z]+'", command[0]), "the command must be a literal"
             if command == ("'MEMORY'",):
-                arguments = arguments[1:]  # the first argument is a part of the command
+                arguments = arguments[1:]  # the first argument is a subcommand
             if command == ("'SPUBLISH'",) and "".join(arguments[0]) == WAKE_CHANNEL:
                 pass
             elif command != ("'TIME'",):

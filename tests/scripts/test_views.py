@@ -180,7 +180,7 @@ def test_views_change_nothing(rig: Rig) -> None:
 
 
 def test_an_overview_reads_few_large_messages(rig: Rig) -> None:
-    """To bound the time of the store, an overview reads at most eight messages, and fewer if they
+    """To take little time in the store, an overview reads at most eight messages, and fewer if they
     are large."""
     rig.enqueue(*"abcdefgh", payload=b"x" * 900_000)
     seen = rig.run(views.overview(rig.keys, now_us=rig.now))
@@ -191,8 +191,8 @@ def test_an_overview_reads_few_large_messages(rig: Rig) -> None:
 
 
 def test_page_returns_at_most_a_quarter_of_a_megabyte(rig: Rig) -> None:
-    """This also applies to dead tasks with long errors and to long messages; the remaining tasks
-    are on the next page."""
+    """Long errors of dead tasks and long messages count towards this size. The next page returns
+    the remaining tasks."""
     ids = [f"d{n}" for n in range(100)]
     rig.enqueue(*ids)
     while held := rig.lease():

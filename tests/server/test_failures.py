@@ -161,7 +161,8 @@ def test_traceback_without_program_frames_keeps_all_frames() -> None:
 def test_frames_of_qsync_are_logged_for_its_errors_but_not_for_its_time_limit(
     kind: type[Exception], shown: bool
 ) -> None:
-    """If a handler with executor="process" times out, the server's process has no frames of it."""
+    """A handler with executor="process" runs in another process, so a timeout has none of its
+    frames."""
     code = compile(f"raise {kind.__name__}", inspect.getfile(program_trace), "exec")
     try:
         exec(code)  # noqa: S102 - of this test

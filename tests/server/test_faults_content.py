@@ -62,7 +62,7 @@ async def test_one_bad_message_in_a_thousand_is_dead_and_the_others_complete(
 
 @pytest.mark.faults(55)
 async def test_recovery_does_not_read_messages(store: Store, prefix: str) -> None:
-    """A server dies with ten tasks, one of which has a damaged message. All ten are recovered."""
+    """A server dies with ten tasks, one of which has a damaged message; all ten are recovered."""
 
     ran: list[str] = []
     async with bench(store.url, prefix) as b:

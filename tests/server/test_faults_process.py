@@ -54,6 +54,6 @@ def test_calls_that_are_cancelled_mix_up_no_reply(valkey: Store, prefix: str, se
 
 def test_connection_kept_after_a_cancel_is_detected(valkey: Store, prefix: str) -> None:
     with connection_kept_after_a_cancel(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # for the connections that are kept
+        warnings.simplefilter("ignore", ResourceWarning)  # the mistake leaks connections
         assert any(mixed_up(valkey.url, prefix, seed) for seed in range(20))
         gc.collect()

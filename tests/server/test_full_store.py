@@ -48,7 +48,8 @@ async def completed(b: Bench, number: int) -> None:
 
 
 class Work:
-    """Handlers that return bytes or nothing, by type. They wait until `go_on` is set."""
+    """Handlers that wait until `go_on` is set, and then return bytes or nothing, depending on the
+    type."""
 
     def __init__(self) -> None:
         self.mux = Mux()
@@ -181,7 +182,8 @@ async def test_stop_while_the_store_refuses_settlements_charges_no_crash(
 async def test_stop_while_notes_of_ticks_are_sent_hands_back_refused_tasks(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that does not answer the notes of ticks must not hide the tasks that it refused."""
+    """Even while a call that notes ticks hangs, the server hands back the tasks whose settlement
+    the store has refused."""
     sending = asyncio.Event()
 
     async def hang(*_: object) -> None:

@@ -127,8 +127,8 @@ async def test_loop_hands_back_the_tasks_of_a_repetition_whose_reply_is_lost(
 
 @pytest.mark.faults(4)
 def test_heartbeat_returns_the_leases_that_are_still_held(store: Store, prefix: str) -> None:
-    """After a loss of data, these tasks differ from the tasks in the reply that the loop reads
-    next."""
+    """If the store has lost its data, the leases that are still held differ from those in the reply
+    that the loop reads next."""
     client = Qsync(store.url, prefix=prefix).client()
 
     def check(leases: ThreadLeaseKeeper, queue: QueueState) -> None:

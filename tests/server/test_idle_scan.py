@@ -177,7 +177,7 @@ def test_check_finds_due_tasks(queue: Queue) -> None:
     assert len(queue.fetch().ids) == 1
     assert look(queue)[1:] == (False, False)
     queue.now_us += LEASE_US // 4 + 1
-    assert look(queue).due, "some server has to announce that servers are there"
+    assert look(queue).due, "some server must record that servers are alive"
     queue.fetch("other")
     assert not look(queue).due
     queue.now_us += LEASE_US

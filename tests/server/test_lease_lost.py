@@ -18,7 +18,7 @@ from tests.support.server import bench, until
 from tests.support.stores import Store
 
 PAUSE = threading.Event()
-"""Never set: waiting for it lets the event loop run between two reports."""
+"""An event that is never set; waiting for it lets the event loop run between two reports."""
 
 
 def test_handler_in_thread_learns_of_lost_lease_by_progress_and_enqueues(

@@ -124,7 +124,7 @@ async def test_task_behind_long_one_is_taken_back_and_claimed_again(
         second = start(pool, handlers.wait_for, waiting_in(tmp_path / "2"), None, claim)
         await wait_until_async((tmp_path / "long" / "pid").exists)
         await sent(pool, 2)
-        assert claim.waits, "a server that stops takes it back"
+        assert claim.waits, "a stopping server can still take the task back"
         monkeypatch.setattr(process_pool, "TAKE_BACK_AFTER_S", 0.0)
         pool._watch(pool._processes[0])
         await sent(pool, 1)

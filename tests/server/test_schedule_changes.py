@@ -1,5 +1,4 @@
-"""If a schedule changes, or is published again after a gap, ticks from before that are not
-enqueued."""
+"""Ticks from before a schedule changed, or was published again after a gap, are not enqueued."""
 
 from __future__ import annotations
 
@@ -80,15 +79,14 @@ def test_unchanged_schedule_enqueues_missed_ticks(store: Store, prefix: str) -> 
 
 
 class Book:
-    """Servers that ask from when the ticks of schedules are due; the test sets the time of each
-    call."""
+    """Servers that ask from which time the ticks of schedules are due; the test sets the clock."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self._store, self._keys = store, QueueKeys(prefix, "default")
         self.now_us = START
 
     def ask(self, *schedules: tuple[str, Schedule]) -> Sequence[int]:
-        """Ask as a server that starts now, then publish at a later time; return the reply."""
+        """Ask as a server that starts now, and publish its schedules; return the reply."""
         names, digests = [name for name, _ in schedules], [digest_of(one) for _, one in schedules]
         broker = Broker(redis_clients.parse(self._store.url))
         call = program_schedule_ops.begin_ticks(
@@ -149,7 +147,7 @@ def test_schedule_enqueues_ticks_missed_while_no_server_ran(book: Book) -> None:
     book.pass_(86_400)
     assert book.ask(schedules[0]) == [START]
     book.pass_(100)
-    assert book.ask(schedules[1]) == [START], "of another app, whose servers start a little later"
+    assert book.ask(schedules[1]) == [START], "another app's schedule, whose servers start later"
 
 
 def test_forgotten_schedule_that_returns_enqueues_no_earlier_ticks(

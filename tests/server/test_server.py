@@ -371,7 +371,7 @@ async def test_results_come_back_as_they_were_returned(store: Store, prefix: str
                 handle = await b.client.enqueue(Task(type, at, retention=60))
                 assert await handle.result(timeout=5) == value
         handle = await b.client.enqueue(Task("odd", retention=60))
-        await b.reaches(handle.id, "dead")  # no retry, since it would return the same
+        await b.reaches(handle.id, "dead")  # no retry, since the result would be the same
 
 
 async def test_middleware_wraps_in_order_and_may_change_task_and_value(
@@ -486,8 +486,8 @@ async def test_close_of_the_client_by_a_handler_has_no_effect(store: Store, pref
 async def test_run_ends_after_stop(
     store: Store, prefix: str, times: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Both calls return when the server has stopped completely and its running tasks are handed
-    back."""
+    """`run` and every call of `stop` return once the server has stopped completely and has handed
+    back its running tasks."""
 
     mux, started = Mux(), asyncio.Event()
 
@@ -631,7 +631,7 @@ def test_a_wrong_option_is_named(config: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.faults(27)
-@pytest.mark.skipif(LIMITED, reason="a server may not ask for the policy, and goes on")
+@pytest.mark.skipif(LIMITED, reason="without the right to read the policy, servers start")
 async def test_evicting_store_is_refused_by_default(store: Store, prefix: str) -> None:
     client = store.client()
     client.config_set("maxmemory-policy", "allkeys-lru")

@@ -114,7 +114,8 @@ async def test_order_to_the_previous_run_does_not_reach_the_next(store: Store, p
 
 
 async def test_token_names_the_server_without_the_run(store: Store, prefix: str) -> None:
-    """This applies to views, to the history of failures, and to requests to the server."""
+    """Views, the history of failures and requests to the server use the server's id without the
+    run."""
 
     mux = Mux()
     started: asyncio.Queue[str] = asyncio.Queue()

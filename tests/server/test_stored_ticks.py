@@ -102,7 +102,7 @@ def test_due_schedule_is_enqueued_once_and_waits_for_its_next_tick(rig: Rig) -> 
     rig.now += 53 * S
     rows = due(rig)
     assert send(rig, rows) == ["ticked"]
-    assert send(rig, rows) == ["changed"], "another server that has read the same schedule"
+    assert send(rig, rows) == ["changed"], "another server had read the same schedule"
     assert ticks(rig, "a") == [rig.now]
     assert next_of(rig, "a") == rig.now + MINUTE
     assert tick(rig) == []
@@ -111,7 +111,7 @@ def test_due_schedule_is_enqueued_once_and_waits_for_its_next_tick(rig: Rig) -> 
 def test_tick_of_server_that_died_before_its_call_is_enqueued_by_another(rig: Rig) -> None:
     put(rig, "a", Every(60))
     rig.now += 53 * S
-    due(rig)  # the server that dies after this read
+    due(rig)  # as a server that dies after this read
     rig.now += 3 * S
     assert tick(rig) == ["ticked"]
     assert len(ids(rig)) == 1
@@ -536,7 +536,7 @@ def test_server_with_rights_of_an_older_version_logs_once_and_continues(
 def test_schedules_continue_soon_after_a_refused_password_is_corrected(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """This happens if a password is replaced in the store before it is replaced in the app. One
+    """The store refuses the password if it is changed there before it is changed in the app. One
     line is logged at the start of the outage and one at its end."""
     keys = schedule_ops.QueueKeys(prefix, "default")
     user = f"rotated-{prefix}"

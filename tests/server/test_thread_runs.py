@@ -20,8 +20,8 @@ SEEN: list[str] = []
 
 @dataclass
 class Order:
-    """A class of arguments and results whose code runs on the server: it makes an Order from a
-    payload, and from an encoded result to compare the two."""
+    """An argument or a result whose constructor runs on the server, when it decodes a payload or
+    checks an encoded result."""
 
     action: str
 
@@ -56,8 +56,8 @@ async def ends_of(app: Qsync, store: Store, prefix: str, name: str) -> dict[str,
 def test_code_of_argument_and_result_classes_affects_only_its_run(
     valkey: Store, prefix: str, where: str
 ) -> None:
-    """Its exceptions fail the task, `current()` works in it, and its context variables stay in the
-    run."""
+    """Exceptions in such code fail the task, `current()` works there, and its context variables
+    stay in the run."""
     app = Qsync(valkey.url, prefix=prefix)
     SEEN.clear()
 
@@ -83,7 +83,7 @@ def test_code_of_argument_and_result_classes_affects_only_its_run(
 
 
 class Boom(Exception):
-    """An error that can be referred to weakly."""
+    """An error that supports weak references."""
 
 
 async def test_error_of_a_failed_run_is_freed_without_the_garbage_collector(

@@ -278,11 +278,11 @@ def test_slowest_runs_and_starts_of_servers_are_reported_and_kept(
 
 
 async def _another(made: Bench, mux: Mux, keys: QueueKeys, now_us: int) -> None:
-    """Run a server of a later version on the queue; its report is then rolled up."""
+    """Run a server of a later version on the queue, then roll up its report."""
     server = made.server(mux, version="1.5")
     async with server:
         reports = next(part for part in server._parts if isinstance(part, TypeReports))
         await until(lambda: reports._now_us() > 0)
-        assert await reports.report(), "its start is to be rolled up"
+        assert await reports.report(), "the server reports its start"
         assert await reports.report() == {}
     assert await roll_up(made.broker, keys, now_us + 121_000_000)

@@ -123,7 +123,7 @@ async def test_server_of_many_queues_blocks_on_no_queue_and_is_woken(
     others = blocked(cluster.nodes), subscribed(cluster.nodes)
     async with serving(cluster, prefix) as (ran, using, _):
         assert subscribed(cluster.nodes) - others[1] == cluster.primaries
-        assert blocked(cluster.nodes) - others[0] == 1, "it waits only for orders"
+        assert blocked(cluster.nodes) - others[0] == 1, "it blocks only on its inbox"
         lags = [await ran.lag(using.client, name) for name in NAMES]
         after = [len(clients(node)) for node in cluster.nodes]
         # The server has at most 8 connections for calls and one for heartbeats; each other broker
@@ -350,7 +350,7 @@ def test_idle_server_is_sent_a_message_once(store: Store, queue: Queue) -> None:
         assert pubsub.get_sharded_message(timeout=5)["data"] == b"1"
         assert elements(store, queue, "idle") == elements(store, queue, "wake") == []
         queue.enqueue(Task("a"))
-        assert elements(store, queue, "wake") == [b"1"], "a server that blocks comes next"
+        assert elements(store, queue, "wake") == [b"1"], "the next wake is for a server that blocks"
         assert listen(queue)[1:] == (True, False, True, False)
         assert elements(store, queue, "idle") == elements(store, queue, "wake") == []
 

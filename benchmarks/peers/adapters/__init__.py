@@ -1,7 +1,6 @@
 """One file for each peer, with its handler, its server and its client.
 
-A file is imported only in the environment of its peer, by the producer and by the server. It
-defines
+The producer and the server import a file only in the environment of its peer. Each file defines
 
     COLOUR          "async" or "blocking": whether the functions below are awaited
     connect         () -> context manager of a client

@@ -145,7 +145,8 @@ def measure_pace(peer: str) -> str:
 def measure_killed(peer: str, *, parents: bool) -> str:
     """Kill the processes that hold both slots; with `parents`, also kill their parent processes.
 
-    An RQ worker runs one task at a time, each in a child process. Both processes are killed.
+    An RQ worker runs one task at a time, each in a child process, so its parent is always killed
+    too.
     """
     with run_of(peer) as run:
         run.hold.touch()

@@ -12,7 +12,7 @@ MOVES_MOST: Final = 500
 ROUND_MOST: Final = 50
 TYPE_MOVES_MOST: Final = 150
 WRONG_CLOCK_US: Final = 10_000_000
-"""If the next start of a limit is further ahead than this, the clock may have been set back."""
+"""How far ahead of now the next start of a limit may be before the clock counts as set back."""
 
 
 @dataclass

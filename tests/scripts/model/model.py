@@ -1,6 +1,6 @@
-"""The specification of the scripts in plain Python, with one method per operation. It is written
-from the design, not from the scripts. `contents` returns the expected contents of the store after
-each call.
+"""The specification of the scripts in plain Python, with one method per operation. The model is
+written from the design, not from the scripts. `contents` returns the expected contents of the store
+after each call.
 """
 
 from __future__ import annotations
@@ -477,7 +477,7 @@ class Model(Schedules):
         return answers
 
     def release_all(self, rows: Sequence[Any]) -> None:
-        """Give back the slots of these tasks; those of replaced tasks come last."""
+        """Give back the slots of these tasks, those of replaced tasks last."""
         self.release(
             row.id for row in sorted(rows, key=lambda row: self.tasks[row.id].successor is not None)
         )

@@ -174,7 +174,7 @@ class Queue:
         """Move a task into another state; None removes it from the queue. The end of a task frees
         its lock.
 
-        If `keeps`, the progress of the task stays.
+        With `keeps`, the task keeps its progress.
         """
         task = self.tasks[id]
         lock = task.lock

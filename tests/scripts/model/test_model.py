@@ -62,7 +62,7 @@ def test_paused_type_does_not_change_its_limits(binary: Binary) -> None:
         machine.time(40 * S)
         machine.pause_type("type")
         machine.enqueue([("b", {"limits": ("r",)})])
-        assert list(machine.model.limits.stored) == ["r"], "its window has ended, unswept"
+        assert list(machine.model.limits.stored) == ["r"], "r is open again, but not swept yet"
         machine.resume_type("type")
         machine.pause_type("type")
         machine.wake()
@@ -135,7 +135,7 @@ def test_server_that_leases_a_waiter_is_registered(binary: Binary) -> None:
 
 @pytest.mark.skipif(not available("valkey"), reason="needs valkey")
 def test_flood_of_a_paused_type_is_set_aside_in_steps() -> None:
-    """There are more tasks than a fetch sets aside, and more than it reads in one step."""
+    """The queue holds more tasks than a fetch sets aside, and more than it reads in one step."""
     with Rig("valkey") as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
         machine._restart()
