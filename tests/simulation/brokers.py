@@ -34,7 +34,7 @@ INFO: Final = b"redis_version:7.2.4\r\nvalkey_version:9.0.0\r\nmaxmemory_policy:
 
 network: Network = cast("Network", None)
 turns: Turns = cast("Turns", None)
-"""The network of the current history, and the turns of its threads."""
+"""The network of the current history, and its scheduler of threads."""
 
 
 def _process() -> Proc:

@@ -19,9 +19,9 @@ class Delivery:
     token: str
     fetched_us: int
     expires_us: int
-    """Time of expiry by the store's clock, which may jump."""
+    """Expiry time by the store's clock, which may jump."""
     expires_at: float
-    """Time of expiry in the time of the history."""
+    """Expiry time in the history's virtual time."""
     length_us: int
     marked: bool = False
     together: bool = False

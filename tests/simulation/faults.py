@@ -26,7 +26,7 @@ waiting when the outage begins."""
 
 STEPS_S: Final = (-10.0, -2.0, 1.0, 5.0)
 HOUR_S: Final = 3600.0
-"""Sizes of clock jumps, in seconds. The store's clock jumps by one of STEPS_S or goes ahead by an
+"""Sizes of clock jumps, in seconds. The store's clock jumps by one of STEPS_S or forward by an
 hour; other clocks jump by an hour in either direction."""
 
 

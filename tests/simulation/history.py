@@ -100,7 +100,7 @@ class History:
         await asyncio.wait(population.clients, timeout=60)
         for work in population.clients:
             if not work.done():
-                self.ledger.find(f"a client still works after 60 s without faults: {work}")
+                self.ledger.find(f"a client is still working after 60 s without faults: {work}")
         verdict = Verdict(self)
         await verdict.recovered()
         await verdict.drained()

@@ -45,11 +45,11 @@ class Ledger:
         """Number of tasks that another call created again after they had ended and left the
         queue."""
         self.recoveries: list[float] = []
-        """For each lease of a dead server, the time from its expiry until the task was free again,
-        in seconds."""
+        """Time from the expiry of each lease of a dead server until its task was free again, in
+        seconds."""
         self.back_us = 0
         """How far the store's clock has gone back in total, in microseconds. Ticks may be early by
-        as much."""
+        up to this amount."""
         self.forgetful = False
         """True if the store's clock has jumped so far ahead that the store forgets the calls of
         senders."""
@@ -66,8 +66,8 @@ class Ledger:
         self._numbers: dict[tuple[str, str], int] = {}
         """Number of the last fetch, by queue and server."""
         self._latest_us = 0
-        """Latest time that the store's clock has shown. Leases that had expired and tasks that were
-        due at that time stay so."""
+        """Latest time that the store's clock has shown. What had expired or was due at that time
+        stays expired or due, even if the clock goes back."""
         self._open_locks: dict[tuple[str, str], str] = {}
         self._calls: dict[tuple[str, str], tuple[int, int, list[Any]]] = {}
         """Number, time and reply of the last call that created a task, by queue and sender."""
@@ -153,7 +153,7 @@ class Ledger:
         before, at_us, said = self._calls.get((queue, sender), (-1, now, []))
         if sender and now - at_us < CALL_KEPT_US and number <= before:
             if reply != (said if number == before else []):
-                self.find(f"enqueue {number} of {sender} got the reply {reply}, earlier {said}")
+                self.find(f"enqueue {number} of {sender} was answered {reply}, earlier {said}")
             return  # a repeated reply; the store changed nothing
         if sender and {b"created", b"replaced"} & {*reply[::2]}:
             self._calls[queue, sender] = (number, now, reply)
@@ -277,7 +277,7 @@ class Ledger:
         self.count("lapsed")
         if self._latest_us < lease.expires_us:
             early = (lease.expires_us - self._latest_us) / US
-            self.find(f"{entry.id} was taken {early} s before its lease")
+            self.find(f"{entry.id} was recovered {early} s before its lease expired")
         self._recovered(lease)
         self.check_cause(entry, lease)
 
@@ -314,7 +314,7 @@ class Ledger:
     def _see_renew(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         for entry, lease, _ in self._leases(queue, args[1:], 2, reply, ("ok", "cancelled")):
             if lease is None:
-                self.find(f"{entry.id} was renewed without its lease")
+                self.find(f"{entry.id} was renewed without a valid lease")
             else:
                 lease.expires_us = now + int(args[0])
                 lease.expires_at = self._clock() + int(args[0]) / US
@@ -404,7 +404,7 @@ class Ledger:
     ) -> Iterator[tuple[Entry, Sequence[Any]]]:
         for entry, lease, rest in self._leases(queue, args, stride, reply, ("ok",)):
             if lease is None:
-                self.find(f"{verb} of {entry.id} was accepted without its lease")
+                self.find(f"{verb} of {entry.id} was accepted without a valid lease")
                 continue
             lease.ended = verb
             if lease.expires_us < now:

@@ -19,8 +19,8 @@ from typing import Any, Final, Literal, Protocol
 
 
 class Handle:
-    """A callback to run. It has everything that asyncio needs and is cheaper than asyncio's own
-    class."""
+    """A callback to run. The class provides what asyncio needs of a handle, and is cheaper than
+    asyncio.Handle."""
 
     __slots__ = ("args", "callback", "cancelled_", "context", "when_")
 

@@ -386,7 +386,7 @@ def starving_priority() -> contextlib.AbstractContextManager[None]:
 
 
 BROKE: Final = "a part of the server failed"
-"""The message of the exception with which a server ends after a mistake in its code."""
+"""Part of the exception's message when a bug in the server's code ends the server."""
 
 MUTANTS: Final[dict[str, Plant]] = named(
     settle_without_token, heartbeat_on_the_loop, fetch_neither_repeated_nor_reconciled,
@@ -419,7 +419,7 @@ def caught(
 
     `arrange` may change the faults of the histories.
 
-    A seed that fails without the mistake too has found another problem. That problem is printed to
+    If a seed also fails without the mistake, it has found another problem, which is printed to
     stderr.
     """
     for seed in seeds:
@@ -427,9 +427,9 @@ def caught(
             outcome = live(seed, store, arrange=arrange)
         if outcome.wrong:
             if BROKE in outcome.wrong[0]:
-                raise AssertionError(f"what is planted does not fit the code: {outcome.wrong[0]}")
+                raise AssertionError(f"the mistake does not fit the code: {outcome.wrong[0]}")
             without = live(seed, store, arrange=arrange)
             if not without.wrong:
                 return outcome
-            sys.stderr.write(f"seed {seed} is wrong with nothing planted: {without.wrong[0]}\n")
+            sys.stderr.write(f"seed {seed} fails without the mistake: {without.wrong[0]}\n")
     return None

@@ -159,11 +159,11 @@ class Population:
             if lease is None or lease.copied or lease.expires_us <= world.network.store.now_us:
                 continue
             if lease.token.startswith(f"{holder}/"):
-                world.ledger.find(f"{process.name} stopped and left a lease of {entry.id}")
+                world.ledger.find(f"{process.name} stopped while it held a lease of {entry.id}")
 
     def crash(self, process: Proc) -> None:
-        """Kill a process. If it was a server, start another server and tell the supervisor, if
-        any."""
+        """Kill a process. If the process was a server, start another server and tell the
+        supervisor, if any."""
         world = self.world
         if not process.alive:
             return

@@ -35,7 +35,8 @@ class Link:
 
 
 class Proc:
-    """A process. Its coroutines run in its context, by which the loop finds the process."""
+    """A process. A process, whose coroutines run in its context, so that the loop can tell to which
+    process they belong."""
 
     def __init__(self, loop: SimLoop, name: str, rng: random.Random) -> None:
         self.loop = loop
@@ -96,7 +97,7 @@ class Proc:
         self.troubles.append((self.loop.now, self.loop.now + seconds))
 
     def troubled(self, since: float, until: float) -> bool:
-        """Return whether the process died or had such a fault within this period."""
+        """Return whether the process died, or may have lost its leases, within this period."""
         if self.died_at is not None and self.died_at <= until:
             return True
         return any(begin <= until and end >= since for begin, end in self.troubles)

@@ -13,13 +13,13 @@ FAULTS: Final = (
     "flush_scripts", "restart", "pause", "quiet",
 )  # fmt: skip
 LOSSES: Final = ("roll_back", "flush", "store_jump")
-"""Faults after which the verdict excuses more. Each occurs in only a few histories."""
+"""Faults after which the verdict is more lenient. Each occurs in only a few histories."""
 
 OPERATORS: Final = ("pause_type",)
 """Actions of operators other than pausing queues, which occur in only some histories."""
 
 OUTAGES: Final = ("outage",)
-"""Faults that make a history longer. Each occurs in only a few histories, and only once."""
+"""Faults that make a history longer, so each occurs in only a few histories, and only once."""
 
 
 class Profile:

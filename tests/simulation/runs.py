@@ -86,11 +86,12 @@ class Summary:
         faults = ", ".join(f"{name} {count}" for name, count in self.faults.most_common())
         return (
             f"{self.seeds} seeds, {self.calls} calls, {self.tasks} tasks, "
-            f"{self.lapsed} lapsed leases, {self.recreated} made again, {self.lost} lost with the "
-            f"store's data, {self.seconds / each:.1f} virtual seconds each; at worst recovered in "
-            f"{self.recovery_s:.1f} s, fetched {self.resume_s:.1f} s after the store's return, "
-            f"all over {self.drained_s:.1f} s after the last fault; "
-            f"{self.faults.total() / each:.1f} faults each: {faults}; "
+            f"{self.lapsed} expired leases, {self.recreated} tasks created again, "
+            f"{self.lost} tasks lost with the store's data, "
+            f"{self.seconds / each:.1f} virtual seconds per seed; longest recovery "
+            f"{self.recovery_s:.1f} s, longest wait for a fetch after the store's return "
+            f"{self.resume_s:.1f} s, longest drain after the last fault {self.drained_s:.1f} s; "
+            f"{self.faults.total() / each:.1f} faults per seed: {faults}; "
             f"bad: {list(self.bad) or 'none'}"
         )
 

@@ -216,7 +216,7 @@ class SimStore:
         known, first = self.scripts[command[1]], 3 + command[2]
         if not known.timed:
             return command
-        assert command[first] == "", f"{known.name}: the time is given"
+        assert command[first] == "", f"{known.name}: the caller must leave the time empty"
         return (*command[:first], self.now_us, *command[first + 1 :])
 
     def _trip(self, commands: Sequence[Command]) -> Replies:

@@ -31,11 +31,11 @@ class Version:
     since_us: int
     period_us: int
     ticks: dict[int, int] = field(default_factory=dict)
-    """For each tick, the time at which it came by the store's clock; both in microseconds."""
+    """Time at which each tick was enqueued, by tick; both by the store's clock, in microseconds."""
 
     def left_out(self) -> int:
-        """Return how many ticks between the first and the last did not come, except ticks that were
-        more than GRACE_US late when the next tick came."""
+        """Return how many ticks between the first and the last are missing, except ticks that were
+        more than GRACE_US late when the next tick was enqueued."""
         count, times = 0, sorted(self.ticks)
         for before, after in itertools.pairwise(times):
             missing = range(before + self.period_us, after, self.period_us)
@@ -104,7 +104,7 @@ class StoredBook:
         version.ticks[tick_us] = now
 
     def check_complete(self) -> None:
-        """Check that no version left out a tick between its first and its last."""
+        """Check that no version missed a tick between its first and its last."""
         for (_, name), versions in self.versions.items():
             for version in versions:
                 if left_out := version.left_out():

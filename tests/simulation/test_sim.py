@@ -85,7 +85,7 @@ def client() -> Iterator[redis.Redis]:
 
 def check(outcome: Outcome) -> None:
     found = "\n".join(outcome.wrong)
-    assert not outcome.wrong, f"QSYNC_SIM_SEED={outcome.seed} brings this about again:\n{found}"
+    assert not outcome.wrong, f"reproduce this with QSYNC_SIM_SEED={outcome.seed}:\n{found}"
 
 
 @pytest.mark.faults(3, 7, 8, 9, 10, 17, 18, 19, 22, 24, 25, 26, 28, 34, 35, 36, 45, 46, 56)
@@ -100,7 +100,7 @@ def test_no_fault_loses_a_task(client: redis.Redis, record_property: Callable[..
     record_property("simulation", str(summary))
     for seed, wrong in summary.bad.items():
         found = "\n".join(wrong)
-        pytest.fail(f"QSYNC_SIM_SEED={seed} brings this about again:\n{found}")
+        pytest.fail(f"reproduce this with QSYNC_SIM_SEED={seed}:\n{found}")
     if SEEDS >= AT_LEAST:
         assert summary.seeds >= AT_LEAST
         assert not {*FAULTS, *LOSSES, *OPERATORS, *OUTAGES, *FATES} - summary.faults.keys()
@@ -185,7 +185,7 @@ def test_expired_lease_needs_a_cause_unless_no_server_reads_of_it(
         assert len(history.ledger.wrong) == 2 * found, history.ledger.wrong
 
 
-# One kind of fault at a time, which is then more frequent than among all other kinds.
+# Each test allows one kind of fault, which is then more frequent than in a history with all kinds.
 
 
 def only(history: History, *kinds: str, hard: bool = True) -> None:
@@ -247,12 +247,12 @@ def test_store_errors_end_no_server_and_charge_no_task(client: redis.Redis, code
         met |= {script for (_, script), count in outcome.refusals.items() if count}
         if met >= {"enqueue", "enqueue_one", *(() if code.startswith("OOM") else SERVER_SCRIPTS)}:
             return
-    pytest.fail(f"{code} was answered to no more than {met}")
+    pytest.fail(f"only these scripts were answered with {code}: {met}")
 
 
 def test_problem_found_early_causes_no_others(client: redis.Redis) -> None:
-    """After a problem has been found, the servers are stopped soon after the faults end, and tasks
-    that are due later do not count as lost."""
+    """Once a problem has been found, the servers stop soon after the faults end, and tasks that are
+    due later do not count as lost."""
     client.flushall()
     history = History(0, client)
     only(history)
@@ -329,7 +329,8 @@ def stalls_without_scripts(history: History) -> None:
     """Let event loops stall before they can repeat a call whose script the store has forgotten.
 
     A settlement then stays unanswered for a long time while its server can still renew the lease.
-    With all kinds of faults, one history in twenty shows this; with these, one in five does.
+    With all kinds of faults, one history in twenty reveals the mistake; with these two, one in five
+    does.
     """
     profile = history.profile
     profile.faults = {"stall": 1.0, "flush_scripts": 1.0}

@@ -1,4 +1,4 @@
-"""Ticks of program schedules: which ticks came, and whether each was due."""
+"""Ticks of program schedules: which ticks were enqueued, and whether each was due."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TickBook:
         """Time at which the first server with the new expression of the schedule started."""
 
     def see(self, queue: str, schedule: str, tick_us: int, id: str, now: int, back_us: int) -> None:
-        """Record an accepted tick. Ticks may be early by as much as the store's clock has gone
+        """Record an accepted tick. Ticks may be early by as much as the store's clock has been set
         back."""
         if tick_us > now + EARLY_US + back_us:
             self._find(f"tick {id} was enqueued {(tick_us - now) / US} s early")

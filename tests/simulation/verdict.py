@@ -193,7 +193,7 @@ class Verdict:
         upkept_us = self.ledger.upkept_us.get(queue, 0) - self.ledger.back_us
         for lock, value in self._fields(queue, "unique").items():
             if lock.startswith("@"):
-                self.find(f"{lock} in {queue} is a lock of a task that ended")
+                self.find(f"{lock} in {queue} is a lock of a task that has ended")
             elif int(value.partition(b":")[0]) <= upkept_us - 3 * US * SWEEP:
                 # Fetches sweep ended windows once a second. Idle queues are fetched from only every
                 # few minutes, and enqueue does not treat an ended window as a lock.
@@ -290,7 +290,7 @@ class Verdict:
         before = last.died_at is not None and (WALL + last.died_at) * US <= died_us
         before = before and not self.store.jumps
         if kind != "poison" and before and last.poisoned_by not in (None, wanted.id):
-            self.find(f"{wanted.id} is dead because of the poison {last.poisoned_by}")
+            self.find(f"{wanted.id} is dead because {last.poisoned_by} killed its process")
 
     def _check_entry(self, entry: Entry) -> None:
         lease = entry.lease
@@ -298,15 +298,15 @@ class Verdict:
             self.ledger.check_cause(entry, lease)
         wanted = self.books.accepted.get((entry.queue, entry.id))
         if entry.ran_on_us and (wanted is None or wanted.plan["kind"] not in ("deaf", "block")):
-            self.find(f"{entry.id} ran on for {entry.ran_on_us / US} s although it was cancelled")
+            self.find(f"{entry.id} ran for {entry.ran_on_us / US} s after it was cancelled")
 
     def _check_ticks(self) -> None:
-        """Check that no tick of a schedule is left out or comes twice."""
+        """Check that each tick of a schedule was enqueued exactly once."""
         if not self.ledger.forgetful:  # the clock jumped past their grace
             self.ledger.stored.check_complete()
         for (queue, name), ticks in self.ledger.ticks.times.items():
             if name == MOVED:
-                continue  # checked as its ticks come
+                continue  # `see` has checked its ticks
             seconds, missed = SCHEDULES[name]
             period = round(seconds * US)
             lost = {tick for *of, tick in self.ledger.ticks.lost if of == [queue, name]}
@@ -314,7 +314,7 @@ class Verdict:
             passed = self.ledger.forgetful and missed != "all"  # the clock jumped past their grace
             if ticks != sorted(set(ticks)) or (left_out and not passed):
                 shown = [tick / US - WALL for tick in ticks]
-                self.find(f"ticks of {name} are {shown}, lost with the store {len(lost)}")
+                self.find(f"ticks of {name} are {shown}; the store lost {len(lost)}")
             leaps = sum(by > period for _, by in self.store.jumps)
             if missed == "once" and len(ticks) > max(1, leaps) and not lost:
                 self.find(f"{name} ran more than one missed tick: {ticks}")
@@ -329,8 +329,8 @@ class Verdict:
         for document, version in self.books.documents.missing().items():
             ran = self.books.documents.ran.get(document)
             self.find(
-                f"version {version} of document {document} was not run: the last run was of version "
-                f"{ran}"
+                f"version {version} of document {document} was not run: the last run was of "
+                f"version {ran}"
             )
 
     def _check_keys(self) -> None:

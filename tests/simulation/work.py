@@ -98,8 +98,8 @@ class Books:
             self.ledger.find(f"{what} took {took:.3f} s")
 
     def past_deadline(self, task: TaskInfo, now: float) -> float:
-        """Return by how many seconds a task is past its deadline, without recent jumps of the
-        store's clock that servers may not have noticed."""
+        """Return by how many seconds a task is past its deadline, ignoring recent jumps of the
+        store's clock that servers may not have noticed yet."""
         if task.deadline_us is None:
             return 0.0
         forward_us, _ = self.store.jumped_us(now - KNOWN_S)
@@ -159,9 +159,9 @@ class Handlers:
         if (over := books.past_deadline(task, now)) > 0.02:
             find(f"{task.id} was started by {process.name} {over} s after its deadline")
         if task.attempt > max(task.retry, entry.returned_attempts) + 1:
-            find(f"{task.id} makes attempt {task.attempt} with {task.retry} retries")
+            find(f"{task.id} started attempt {task.attempt} although it has {task.retry} retries")
         if (task.queue, task.id, task.token) in books.ledger.void:
-            return  # the store has lost this lease with its data, unknown to the server
+            return  # the store has lost this lease, and the server does not know it
         entry.starts += 1
         if books.store.latest_us < entry.due_us:
             find(f"{task.id} was started {(entry.due_us - books.store.now_us) / US} s early")
@@ -268,7 +268,7 @@ class Handlers:
     def _handle_in_thread(self, task: TaskInfo) -> Any:
         self._began(task)
         if current().cancelled:
-            self._books.ledger.find(f"{task.id} begins in a thread after it was given up")
+            self._books.ledger.find(f"{task.id} began in a thread after the server had given it up")
         plan: dict[str, Any] = task.value(dict)
         current_thread().park(plan["seconds"])
         handler = getattr(self, f"_thread_{plan['kind']}", None)
