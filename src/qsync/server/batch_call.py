@@ -21,9 +21,9 @@ class BatchCall:
         """Timeout of the call in seconds, the shortest timeout of its tasks; None means no
         limit."""
         self.plain: bool = plain
-        """True if no task of the call has options or has been stopped so far."""
+        """True while no task of the call has options and none has been stopped."""
         self.handler: asyncio.Task[None] | None = None
-        """asyncio task of the call while the call may be cancelled; None otherwise."""
+        """asyncio task that runs the call; None while the call must not be cancelled."""
         self.stopped: Stop | None = None
         """Reason to stop the call; None while it should continue."""
         self.ended: bool = False

@@ -1,8 +1,8 @@
 """Gathers leased tasks of batch handlers until a batch is complete. Runs on the event loop.
 
 A batch is complete when it has `max_size` tasks, when `max_wait` has passed since its first task,
-or when one of its tasks would miss its deadline by waiting longer. A complete batch is due: it
-starts as soon as a slot is free. An open batch has no slot, so it does not block other tasks.
+or when a task in it would miss its deadline by waiting longer. A complete batch is due: it starts
+as soon as a slot is free. An open batch has no slot, so it does not block other tasks.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Gathering:
     def spare(self) -> int:
         """Return how many more tasks to fetch for open batches.
 
-        For each batch, this is at most its remaining room and at most its current size, since the
-        fetch may bring tasks of other types instead.
+        For each batch, this is the number of tasks that it lacks, but at most its current size,
+        since the fetch may return tasks of other types instead.
         """
         spare = 0
         for batch in self._open.values():
@@ -78,8 +78,8 @@ class Gathering:
         return spare
 
     def take(self, *, overdue_s: float | None = None) -> list[LeasedTask]:
-        """Remove and return the tasks of all batches, or only of batches due for over `overdue_s`
-        seconds."""
+        """Remove and return the tasks of all batches, or only of batches that became due over
+        `overdue_s` seconds ago."""
         batches = [*self.due]
         if overdue_s is None:
             batches += self._open.values()

@@ -1,8 +1,8 @@
 """The connections on which a server blocks until tasks arrive.
 
-One connection covers all queues of the server. In a cluster, this is true only for a server of one
-queue. A server of many queues has a connection for each queue whose tasks arrive without wake
-messages (see wake_channel.py).
+One connection covers all queues of the server. In a cluster, this is true only if the server has
+one queue. If it has many, each queue whose tasks arrive without wake messages has its own
+connection (see wake_channel.py).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Waiters:
         self._broker = broker
         self._queues = {queue.keys.key("wake"): queue for queue in queues}
         self.tasks: dict[BlockingPop, asyncio.Task[None] | None] = {}
-        """asyncio task that waits on each connection now, or None."""
+        """asyncio task that is waiting on each connection, or None."""
         self.backoffs: dict[BlockingPop, Backoff] = {}
-        """Back-off of the waits on each connection. Fetches have a back-off of their own: if a link
-        keeps resetting connections, fetches in between succeed and would reset a shared
-        back-off."""
+        """Back-off of the waits on each connection. Fetches have a separate back-off: if a network
+        link keeps resetting connections, fetches between the resets succeed and would reset a
+        shared back-off."""
         self._until: dict[BlockingPop, float] = {}
 
     def block_on_all(self) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # a process imports them when a handler asks for the client
 PROGRESS: Final = struct.Struct(">dd")
 
 LIFESPAN_S: Final = 5.0
-"""How long a process that ends waits for the end of its lifespan, in seconds."""
+"""How long an ending process waits for its lifespan to end, in seconds."""
 
 
 class ChildSetup(NamedTuple):
@@ -190,7 +190,7 @@ class ChildContext:
     """The Current of a task in a handler process."""
 
     cancelled: Final = False
-    """Always False: a run is stopped by killing its process."""
+    """Always False: to stop a run, the server kills its process."""
 
     def __init__(self, task: TaskInfo, server: ChildServer, connections: Any) -> None:
         self.task = task

@@ -103,8 +103,8 @@ def holder_of(name: str | None, server_id: str) -> str:
     user set the id.
 
     An id that the user sets, such as a host name, may be used again after a restart, or by two
-    servers at once. The suffix keeps the leases of these servers apart, since each holder numbers
-    its fetches from 1.
+    servers at once. Each holder numbers its fetches from 1, so only the suffix distinguishes the
+    leases of these servers.
     """
     return server_id if name is None else f"{server_id}~{os.urandom(4).hex()}"
 

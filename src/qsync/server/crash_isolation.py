@@ -4,14 +4,14 @@ A suspect first runs alone, so that another crash is certainly its own fault. Wh
 no other task starts. A rest of the same length follows, in which no suspect starts, so that other
 tasks get half of the time.
 
-Isolation is bounded. Other tasks join a suspect that still runs after ALONE_S. From then on, a
-crash does not count against the suspect, since any of the tasks may be the cause. The suspect is
-spared: next time, it runs alone GROWTH times as long. After it has been spared three times, each
-crash counts again.
+Isolation is bounded. If a suspect is still running after ALONE_S, other tasks start alongside it.
+From then on, a crash does not count against the suspect, since any of the tasks may be the cause.
+The suspect is spared: next time, it runs alone GROWTH times as long. After it has been spared three
+times, each crash counts again.
 
 Suspects run one after another, for at most TOTAL_S in total. After that, suspects that were never
-spared run together. They run together earlier if one of them runs long and so many others wait that
-running them one after another would exceed TOTAL_S. Spared suspects always begin alone.
+spared run together. They run together earlier if one of them runs for long and running all waiting
+suspects one after another would exceed TOTAL_S. Spared suspects always begin alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ handler has blocked the event loop. No task could end during that time, so the d
 as waiting."""
 
 SHORT_REST_S: Final = 0.25
-"""Length of the rest between suspects if there are no other tasks to use it, in seconds."""
+"""Length of the rest between two suspects while there are no other tasks to run, in seconds."""
 
 ALONE_S: Final = 1.0
 """Longest time that a suspect that was never spared runs alone, in seconds."""
@@ -53,7 +53,7 @@ class CrashIsolation:
     def __init__(self) -> None:
         self.waiting: deque[LeasedTask] = deque()
         self.alone: LeasedTask | None = None
-        """Suspect that runs alone, or None."""
+        """Suspect that is running alone, or None."""
         self.together: set[LeasedTask] = set()
         """Running suspects that other tasks have joined, or that were started together."""
         self._began: float | None = None
@@ -63,7 +63,7 @@ class CrashIsolation:
         self._looked = self._ended = self._rested = 0.0
 
     def blocks_others(self, now: float) -> bool:
-        """Return whether no other task may start now."""
+        """Return whether a suspect currently keeps all other tasks from starting."""
         if self.alone is not None:
             return True
         if not self.waiting or now < self._rested or self._wait_for_company(now):
@@ -98,7 +98,7 @@ class CrashIsolation:
         return self.waiting[0] if self.waiting else None
 
     def join(self, now: float) -> None:
-        """Record that other tasks run alongside the suspect that was alone."""
+        """Record that other tasks now run alongside the suspect that was alone."""
         if self.alone is not None:
             self._join_together(self.alone, now)
             self.end(now)

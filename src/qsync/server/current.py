@@ -41,7 +41,7 @@ class Current(Protocol[S_co]):
     @property
     def cancelled(self) -> bool:
         """True once this run should stop: it was cancelled, timed out or lost its lease, or the
-        server shuts down.
+        server is shutting down.
 
         An `async def` handler also gets CancelledError; a `def` handler must check this property.
         """

@@ -32,7 +32,7 @@ class Waits:
         self._threads = threads
         self._lock = threading.Lock()
         self._waiting: dict[LeasedTask, tuple[str, str, bool]] = {}
-        """For each waiting task: queue and id of the awaited task, and whether the waiting task
+        """Queue and id of the task that each waiting task awaits, and whether the waiting task
         occupies a thread."""
         self._said = False
         self._on_stuck = on_stuck

@@ -87,7 +87,7 @@ def program_trace(error: BaseException) -> str:
 
     It leaves out frames of the standard library, of installed packages and of qsync, unless there
     are no other frames. So if the program itself is an installed package, its tracebacks also show
-    its libraries.
+    library frames.
     """
     if isinstance(error, BadPayload | NeverRun | ResultNotKept):
         return ""

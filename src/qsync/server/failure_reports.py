@@ -103,7 +103,7 @@ class Failures:
         log_trace(log, logging.ERROR, f"{_name(leased)} is dead: {printable(why)}", "", fields)
 
     def suspected(self, leased: LeasedTask) -> None:
-        """Log that a task runs again after a server died while running it."""
+        """Log that a task runs again although a server died while running it."""
         times = "once" if leased.crashes == 1 else f"{leased.crashes} times"
         text = f"{_name(leased)} runs again: a server died with it {times}"
         fields = {**leased.fields, "crashes": leased.crashes}

@@ -30,7 +30,7 @@ longer live, in seconds."""
 
 STORE_AWAY_S: Final = 3.0
 """Time after which the store counts as unreachable, in seconds. The time begins with a fetch that
-gets no answer, or with the first failure to fetch or to wait for tasks."""
+is not answered, or with the first failure to fetch or to wait for tasks."""
 
 SILENT_S: Final = 15.0
 """Time without a fetch after which a queue counts as not served, in seconds, or three times `sweep`
@@ -42,7 +42,7 @@ class ServerHealth(msgspec.Struct, frozen=True):
 
     started: bool = False
     unavailable: str = ""
-    """Last store error while a part of the server cannot reach the store; empty otherwise."""
+    """Last error from the store while a part of the server cannot reach it; empty otherwise."""
     stopping: bool = False
     quiet: bool = False
     running: int = 0
@@ -75,7 +75,7 @@ class ProcessHealth(msgspec.Struct, frozen=True):
     ended: str = ""
     """How the process ended; empty while it runs, and once another process has replaced it."""
     was_ready: bool = True
-    """Whether the process has ever taken tasks, to its parent's knowledge."""
+    """Whether the parent knows that the process has taken tasks before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,8 +63,7 @@ class Heartbeat:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Stop the thread; if a renewal takes longer than STOP_S, leave the thread to end by
-        itself."""
+        """Stop the thread; if a renewal takes longer than STOP_S, let the thread end on its own."""
         self._end.set()
         await asyncio.to_thread(self._thread.join, STOP_S)
 

@@ -1,7 +1,7 @@
 """Calls the hooks of an app for the tasks of a server, on its event loop.
 
-Hooks for "started" are awaited before the handler runs. The other hooks are called once the store
-has recorded the outcome, so no hook is called for an outcome that is lost in a crash.
+Hooks for "started" are awaited before the handler runs. The other hooks are called only once the
+store has recorded the outcome, so no hook reports an outcome that a crash then loses.
 """
 
 from __future__ import annotations

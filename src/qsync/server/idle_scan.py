@@ -98,7 +98,7 @@ class BusyQueues:
         if self._strict or len(self._busy) <= limit:
             return list(self._busy.values())
         some = list(itertools.islice(self._busy.values(), limit))
-        for queue in some:  # so that the remaining queues are first in the next round
+        for queue in some:  # the remaining queues come first in the next round
             self._to_end(queue)
         return some
 
@@ -135,17 +135,19 @@ class BusyQueues:
         return True
 
     def set_due(self, queue: QueueState, moment: float) -> None:
-        """Mark the queue as busy at this time, by boot_s, if its `next_due` has come by then."""
+        """Plan to mark the queue as busy at this time by the clock `boot_s`, if its `next_due` has
+        passed by then."""
         if self.many and moment < self._timed.get(queue.name, math.inf):
             self._timed[queue.name] = moment
             heapq.heappush(self._times, (moment, queue.name, queue))
 
     def next_at(self) -> float:
-        """Return the earliest due time of all queues, by boot_s; infinity if there is none."""
+        """Return the earliest due time of all queues, by the clock `boot_s`; infinity if there is
+        none."""
         return self._times[0][0] if self._times else math.inf
 
     def upkeep_at(self, queue: QueueState) -> float:
-        """Return when a fetch is due even without tasks, by boot_s.
+        """Return when a fetch is due even without tasks, by the clock `boot_s`.
 
         If there are many queues, only queues with held tasks need such a fetch, which detects
         whether the store has lost its data.

@@ -74,9 +74,9 @@ class BoundBatch:
 
     limits: BatchLimits
     together: BoundHandler
-    """Call for a list of tasks; it returns the handler's return value."""
+    """Call that runs a list of tasks and returns the handler's return value."""
     alone: BoundHandler
-    """Call for one task; it returns the result of this task."""
+    """Call that runs one task and returns its result."""
 
 
 class Invoker:

@@ -1,4 +1,4 @@
-"""Ends the isolation of a suspect after a time limit, so that other tasks may join it."""
+"""Ends the isolation of a suspect after a time limit, so that other tasks may run alongside it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ log: Final = logging.getLogger("qsync.server")
 
 
 class Isolation:
-    """A timer for the suspect that runs alone; it calls `on_end` when other tasks may start."""
+    """A timer for the suspect that is running alone; it calls `on_end` when other tasks may
+    start."""
 
     def __init__(
         self, broker: AsyncBroker, suspects: CrashIsolation, on_end: Callable[[], None]
@@ -30,7 +31,8 @@ class Isolation:
         self._task: asyncio.Task[None] | None = None
 
     def watch(self, leased: LeasedTask) -> None:
-        """Allow other tasks to join this suspect if it still runs when its time alone is over."""
+        """Allow other tasks to run alongside this suspect if it is still running when its time
+        alone is over."""
         seconds = self._suspects.alone_s(leased)
         self._loop.call_later(seconds, self._check, leased)
 
@@ -45,7 +47,8 @@ class Isolation:
             self._task = self._loop.create_task(self._join(leased))
 
     async def _join(self, leased: LeasedTask) -> None:
-        """Tell the store to count no more crashes against the suspect; then others may join it."""
+        """Tell the store to count no more crashes against the suspect; then let other tasks run
+        alongside it."""
         try:
             call = ops.mark_started(leased.queue.keys, [leased.held], together=True)
             [answer] = await self._broker.run(call)

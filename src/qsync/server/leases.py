@@ -29,7 +29,7 @@ log: Final = logging.getLogger("qsync.server")
 RenewAnswer = Literal["ok", "cancelled", "done", "lost"]
 
 Refusal = tuple[LeasedTask, RenewAnswer]
-"""A task whose lease the store did not simply renew, and the store's answer: cancelled, done or
+"""A task for which the store's reply to a renewal was not "ok", and that reply: cancelled, done or
 lost."""
 
 
@@ -67,7 +67,7 @@ class Stopper(Protocol):
 
 
 class OnGeneration(Protocol):
-    """Called with the first generation of a queue that the server sees, and with each new one."""
+    """Callback for the first generation of a queue that the server sees, and for each new one."""
 
     def __call__(self, queue: QueueState, *, lost: bool) -> None:
         """Record a generation; if `lost`, the store has lost the data of the previous one."""
@@ -110,8 +110,9 @@ class LeaseKeeper:
     ) -> list[LeasedTask]:
         """Renew the leases on tasks of a late or repeated fetch; return those still held.
 
-        The leases began at `since`, by boot_s, or later. If the renewal fails, the leases are
-        assumed to have begun at `since`, so that no task starts whose lease may have expired.
+        The leases began at `since`, by the clock `boot_s`, or later. If the renewal fails, the
+        leases are assumed to have begun at `since`, so that no task starts whose lease may have
+        expired.
         """
         for leased in tasks:
             leased.leased_us = 0  # a repeated reply has another time than the lease
@@ -127,13 +128,13 @@ class LeaseKeeper:
         return [leased for leased in tasks if leased.phase is not RELEASED]
 
     async def repeat(self, queue: QueueState, fetch: FetchInFlight) -> FetchResult | None:
-        """Repeat a fetch that a heartbeat thread has repeated, and return the reply; None if the
-        store does not answer.
+        """Repeat a fetch that a heartbeat thread has already repeated, and return the reply; None
+        if the store does not answer.
 
-        The store does not record a fetch that found no tasks, so its repetition may lease some, and
-        the reply to the thread may be lost. Call this method before the next fetch, since the store
-        answers a repetition only until then. Meanwhile the thread renews the leases, as it does for
-        any fetch in flight.
+        The store does not record a fetch that found no tasks, so a repetition of such a fetch may
+        lease some. If the thread's reply was lost, this server does not know about these tasks.
+        Call this method before the next fetch, since the store answers a repetition only until
+        then. Meanwhile the thread renews the leases, as it does for any fetch in flight.
         """
         queue.in_flight = fetch
         try:

@@ -21,7 +21,7 @@ from qsync.server.queue_state import QUEUED, LeasedTask, QueueState
 log: Final = logging.getLogger("qsync.server")
 
 STALL_S: Final = 1.0
-"""Time without a turn after which the event loop counts as stalled, in seconds."""
+"""How long the event loop may be blocked before it counts as stalled, in seconds."""
 
 STALE_S: Final = 1.0
 """How long a task that was leased ahead may wait to start before it is handed back, in seconds."""
@@ -76,7 +76,8 @@ class LoopWatchdog:
         self._beat_seen = time.monotonic()
 
     def _take_stale(self) -> list[LeasedTask]:
-        """Remove stale tasks from the right end of `ready`, as the loop takes from the left."""
+        """Remove stale tasks from the right end of `ready`, since the loop takes tasks from the
+        left."""
         limit = boot_s() - STALE_S
         taken: list[LeasedTask] = []
         while self._ready:

@@ -1,4 +1,5 @@
-"""Logs when the store becomes unreachable and when it is back, for all parts of a server together.
+"""Logs when the store becomes unreachable and when it is reachable again, for all parts of a server
+together.
 
 Each part retries several times per second. The log gets one line for the first failure, one per
 minute after that, and one when all parts work again. The event loop and the heartbeat threads call
@@ -34,7 +35,7 @@ class Outage:
 
     def __init__(self) -> None:
         self.parts: dict[str, PartFailure] = {}
-        """Failing parts; may be read without the lock."""
+        """Parts that are failing; may be read without the lock."""
         self.reason: str = ""
         """Text of the last error; empty while all parts work. May be read without the lock."""
         self._lock = threading.Lock()

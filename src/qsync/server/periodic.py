@@ -211,7 +211,7 @@ class _PeriodicQueue:
         self._heap = ScheduleHeap(GRACE_US)
         self._entries = [Entry(task.periodic, task.build) for task in tasks]
         self._digests = [digest_of(task.periodic.schedule) for task in tasks]
-        self._ahead_us = 0  # lower bound for the store's clock minus ours
+        self._ahead_us = 0  # lower bound for the store's clock minus this machine's
         self._backoff = Backoff(cap=AWAY_CAP_S)
 
     async def run(self) -> None:
@@ -232,7 +232,8 @@ class _PeriodicQueue:
                 await asyncio.sleep(self._backoff.next())
 
     async def _learn(self) -> float:
-        """Read the store's time and the last ticks; return when to read them again, by boot_s."""
+        """Read the store's time and the last ticks; return when to read them again, by the clock
+        `boot_s`."""
         self._register()
         before_us = self._ahead_us
         for start in range(0, len(self._entries), op_values.BATCH_SIZE):
@@ -243,8 +244,8 @@ class _PeriodicQueue:
             )
             call = program_schedule_ops.begin_ticks(self._keys, names, digests=digests)
             now_us, after = await self._broker.run(call)
-            # The estimate ignores the time that the answer took, so a tick may be late by that time
-            # but is never early.
+            # The estimate ignores how long the reply took to arrive, so a tick may be late by that
+            # time but is never early.
             self._ahead_us = now_us - _boot_us()
             went_back = self._ahead_us < before_us - 1_000_000  # so the planned times are too late
             for entry, after_us in zip(entries, after, strict=True):
@@ -281,7 +282,7 @@ class _PeriodicQueue:
         return entry.name, record_of(entry.periodic, task.type), template
 
     async def _follow(self, until: float) -> None:
-        """Enqueue ticks when they are due, until this time by boot_s."""
+        """Enqueue ticks when they are due, until this time by the clock `boot_s`."""
         while (now := boot_s()) < until:
             self._register()
             now_us = _boot_us() + self._ahead_us

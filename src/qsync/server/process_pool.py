@@ -125,7 +125,7 @@ class ProcessPool:
             self._loop.call_soon(self._feed)
 
     def _feed(self) -> None:
-        """Send waiting calls, in order, to processes that have room for them."""
+        """Send waiting calls, in order, to processes that can accept them."""
         self._feeding = False
         fed: dict[WorkerProcess, list[HandlerCall]] = {}
         while self._closed and self._waiting:
@@ -313,7 +313,7 @@ class ProcessPool:
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - it is not an error to reach it
         """Take no more tasks, end the idle processes, and wait for running tasks.
 
-        After `timeout` seconds, kill the processes that still run a task.
+        After `timeout` seconds, kill the processes that are still running a task.
         """
         self._closed = True
         for process in [*self._processes]:
@@ -342,7 +342,7 @@ class ProcessPool:
 
 
 def _outcome(reply: Reply) -> Any:
-    """Return the handler's value, or raise its exception."""
+    """Return the value that the handler returned, or raise the exception that it raised."""
     match reply:
         case process_pool_child.Value(encoded):
             return codec.decode(encoded)

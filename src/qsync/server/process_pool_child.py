@@ -128,7 +128,7 @@ def begin(
         target=_watch_parent, args=(asks, answer), name="qsync-parent", daemon=True
     ).start()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # so that a kill does not lose printed lines
+        if isinstance(stream, io.TextIOWrapper):  # a killed process then loses no lines
             stream.reconfigure(line_buffering=True)
     for function in first:
         function()

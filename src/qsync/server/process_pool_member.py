@@ -91,7 +91,7 @@ class WorkerProcess:
     """A spawned process and the calls sent to it, for one event loop.
 
     Before it begins a call, the process takes a ticket from a second socket. The server can take
-    back the remaining tickets, so it knows for certain which calls have begun, even if the process
+    back the remaining tickets. So it knows for certain which calls have begun, even if the process
     dies.
     """
 
@@ -201,7 +201,8 @@ class WorkerProcess:
         self._flush()
 
     def _flush(self) -> None:
-        """Write as much as the socket accepts; `_has_died` handles a process that has ended."""
+        """Write as much as the socket accepts; if the process has ended, leave that to
+        `_has_died`."""
         if self._socket is None or not self._unsent:
             return
         try:
@@ -232,7 +233,8 @@ class WorkerProcess:
         return text if self.sent and self.sent[0] is call else ""
 
     def recall(self) -> list[HandlerCall]:
-        """Take back and return the calls that have not begun; the process will not run them."""
+        """Take back the calls that have not begun, and return them; the process will not run
+        them."""
         if self._tickets is None:
             return []
         try:
@@ -405,7 +407,7 @@ def manner_of(code: int) -> str:
 
 
 def fail(call: HandlerCall, error: BaseException) -> None:
-    """Fail the call with this error if its caller still waits."""
+    """Fail the call with this error if its caller is still waiting."""
     if not call.future.done():
         call.future.set_exception(error)
 
@@ -413,8 +415,8 @@ def fail(call: HandlerCall, error: BaseException) -> None:
 def _descriptor_of(process: Any) -> int:
     """Return a descriptor that becomes readable when the process ends: a pidfd if possible.
 
-    Programs that a handler starts may inherit the other end of the sentinel and hold it open. The
-    sentinel would then not become readable while they run.
+    Programs that a handler starts may inherit the other end of the sentinel and keep it open. Until
+    they end, the sentinel would then not become readable.
     """
     if hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):

@@ -72,8 +72,8 @@ class QueueRules:
     def publish_again(self, queue: str) -> None:
         """Publish the rules of a queue in the background, until the store has them.
 
-        Also publish the bounds of queues that this server does not serve: for those, it cannot
-        notice that the store has lost its data.
+        Also publish the bounds of queues that this server does not serve, since it cannot notice
+        when the store loses their data.
         """
         unserved = self._bounds.keys() - self._served.keys()
         self._publish_all(unserved | ({queue} if self._has_rules(queue) else set()))

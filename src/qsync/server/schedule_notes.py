@@ -21,7 +21,7 @@ _OUTCOMES: Final[dict[type, str]] = {Completion: "c", Killed: "f", LeaseRef: "x"
 class ScheduleNotes:
     """Collects the ends of runs in one queue, and sends them.
 
-    Histories are only for information, so notes that the store refuses are dropped.
+    Histories are only shown to users, so notes that the store refuses are dropped.
     """
 
     def __init__(self, broker: CallPipeline, keys: QueueKeys) -> None:

@@ -97,7 +97,7 @@ class Server:
         self.broken: bool = False
         self._mismatch: SchemaMismatch | None = None
         self.overloaded_by_hung: bool = False
-        """True when more handlers hang than `max_hung` allows; the server then stops."""
+        """True once more handlers are hung than `max_hung` allows; the server then stops."""
         self.stop_requested: bool = False
         """True once an operator has stopped the server; a supervisor then does not replace it."""
         self.wait_for_store = False
@@ -158,12 +158,12 @@ class Server:
         stops the server.
 
         The first signal starts a graceful shutdown: running tasks have `shutdown_timeout` to end.
-        At the second signal, the tasks that still run are handed back at once. The third ends the
-        process immediately. Each signal reaches all servers of the event loop, and also the handler
-        that was installed before them, e.g. uvicorn's. Outside the main thread, the server runs
-        without signal handling.
+        At the second signal, tasks that are still running are handed back at once. The third ends
+        the process immediately. Each signal reaches all servers of the event loop, and also the
+        handler that was installed before them, e.g. uvicorn's. Outside the main thread, the server
+        runs without signal handling.
 
-        Raises QsyncError when a part of the server crashes or too many handlers hang, and
+        Raises QsyncError when a part of the server crashes or too many handlers are hung, and
         SchemaMismatch when the store holds data of another qsync version.
         """
         self._on_stop_order = on_stop_order
@@ -396,10 +396,10 @@ class Server:
         self._stopping.set()
 
     async def stop(self) -> None:
-        """Stop the server; tasks that still run after `shutdown_timeout` are handed back.
+        """Stop the server; tasks that are still running after `shutdown_timeout` are handed back.
 
         The steps, in order: fetch no more tasks; hand back tasks that have not started; wait for
-        running tasks; cancel and hand back the tasks that still run; settle all tasks in the store.
+        running tasks; cancel the remaining tasks and hand them back; settle all tasks in the store.
         A node of the store that does not reply adds at most a few seconds to `shutdown_timeout`.
         Leases are renewed until the last step is done. Every caller of `stop`, and `run`, returns
         after the last step.
@@ -415,7 +415,7 @@ class Server:
         """
         self._stopping.set()
         async with self._stop_once:
-            await self._parts.pop().stop()  # the loop that fetches
+            await self._parts.pop().stop()  # the part that fetches tasks
             self._capacity.take_ready()
             self._capacity.gathering.take()
             self._runner.stopping.stop_all("lost")

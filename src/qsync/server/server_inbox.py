@@ -93,7 +93,7 @@ class ServerInbox:
         self._recorded_running = 0
         """Number of running tasks in the last record."""
         self._corrected = False
-        """Whether the record has been published early since it was last due."""
+        """Whether the record has already been published early since it was last due."""
         self._registered = False
         self.quiet: bool = False
 

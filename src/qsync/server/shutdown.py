@@ -60,12 +60,12 @@ class Shutdown:
         self._settlers = settlers
         self._force = force
         self._ends = 0.0
-        """Time at which the timeout ends, by boot_s."""
+        """Time at which the timeout ends, by the clock `boot_s`."""
 
     async def end_running(self) -> None:
         """Hand back tasks that have not started; wait for running tasks, and then cancel them.
 
-        In the meantime, the replies to fetches in flight are read, since they may bring leased
+        In the meantime, read the replies to fetches in flight, since these fetches may have leased
         tasks.
         """
         self._ends = boot_s() + self._timeout_s
@@ -102,7 +102,7 @@ class Shutdown:
         await cancel([idle, force])
 
     async def _stop_running(self) -> None:
-        """Cancel running tasks; hand back those that still run a moment later."""
+        """Cancel running tasks; hand back those that are still running a moment later."""
         if not self._capacity.running:
             return
         self._stopping.stop_all("shutdown")

@@ -59,7 +59,8 @@ class _Handler:
 
     @property
     def installed(self) -> bool:
-        """Return whether the process has no newer handler and the loop really gets the signal."""
+        """Return whether this handler is the process's newest one for the signal and its loop
+        receives the signal."""
         current = signal.getsignal(self._number)
         return current is self._installed and (current is not self._before or _is_of_loop(current))
 
@@ -121,7 +122,8 @@ def signals(react: React) -> Iterator[None]:
 
 
 def _passes_on(handler: Any) -> bool:
-    """Return whether a handler is the program's own."""
+    """Return whether the program itself installed a handler, rather than Python or an event
+    loop."""
     return (
         callable(handler) and handler is not signal.default_int_handler and not _is_of_loop(handler)
     )

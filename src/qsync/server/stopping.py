@@ -30,7 +30,7 @@ TASKS_NAMED: Final = 10
 """Maximum number of tasks that the log of a shutdown names."""
 
 HUNG_AFTER_S: Final = 5.0
-"""How long after its stop a handler that still runs counts as hung, in seconds."""
+"""How long a stopped handler may keep running before it counts as hung, in seconds."""
 
 
 class HungHandlers:
@@ -216,7 +216,7 @@ class Stopping:
         return taken
 
     def hand_back_waiting(self) -> None:
-        """Hand back the tasks that have a slot and still wait for a thread or a process."""
+        """Hand back the tasks that have a slot but are still waiting for a thread or a process."""
         for leased in self._running():
             if leased.waits:
                 self.stop(leased, "shutdown")
@@ -230,7 +230,7 @@ class Stopping:
             self.stop(leased, why)
 
     def give_up_all(self) -> None:
-        """Settle the tasks that ignore their stop, so that other servers can run them."""
+        """Settle the tasks whose handlers ignore their stop, so that other servers can run them."""
         for leased in self._running():
             self._give_up(leased)
 
@@ -252,7 +252,7 @@ class Stopping:
 
 
 def _log_unfinished(running: Sequence[LeasedTask]) -> None:
-    """Log the tasks whose handlers still run when `shutdown_timeout` is over."""
+    """Log the tasks whose handlers are still running when `shutdown_timeout` is over."""
     if not running:
         return
     named = [

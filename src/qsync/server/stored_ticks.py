@@ -45,8 +45,8 @@ MIN_CHECK_INTERVAL_S: Final = 0.01
 """Shortest time between two checks that found few schedules, in seconds."""
 
 APART_S: Final = 0.005
-"""Maximum random delay of a server's check after a tick, in seconds. Because of it, most servers
-find that another server has already enqueued the tick."""
+"""Maximum random delay of a server's check after a tick, in seconds. Because of this delay, most
+servers find that another server has already enqueued the tick."""
 
 
 MOST_QUEUES: Final = 2000

@@ -69,7 +69,7 @@ class Threads(Protocol):
         HandlerNotStarted."""
 
     async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is not an error to reach it
-        """Take no more calls; return False if some still run after `timeout` seconds."""
+        """Take no more calls; return False if some are still running after `timeout` seconds."""
 
 
 class ThreadPool:
@@ -187,7 +187,7 @@ class ThreadPool:
             log.warning("cannot replace a thread whose handler does not stop: %s", error)
 
     def _still_lost(self, call: _Call, hung: HungHandlers) -> None:
-        """Count a function as hung if it still runs HUNG_AFTER_S after its stop."""
+        """Count a function as hung if it is still running HUNG_AFTER_S after its stop."""
         if call.future in self._calls:
             log.error("a handler in a thread does not stop; another thread replaces its thread")
             call.hung = True
@@ -196,8 +196,8 @@ class ThreadPool:
     async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is not an error to reach it
         """Take no more calls, drop waiting ones, and wait up to `timeout` seconds for running ones.
 
-        Return False if some calls still run; their threads are daemons and do not delay the exit of
-        the process.
+        Return False if some calls are still running; their threads are daemons and do not delay the
+        exit of the process.
         """
         self._closed = True
         self.abandon_waiting()

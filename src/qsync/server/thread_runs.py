@@ -95,7 +95,7 @@ class ThreadRuns:
             return done(leased, value, way)
         if leased.progress is not None:
             return None
-        try:  # encoding the result may run code of the program
+        try:  # encoding the result may run the program's code
             return self._context(self._claim(leased)).run(done, leased, value, way)
         except BaseException:  # the rest of the run fails in the same way
             return None

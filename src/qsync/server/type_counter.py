@@ -1,7 +1,7 @@
 """Counts the runs of a server by queue and type, for the statistics of types.
 
-It counts whole batches as they are settled, and times only a few runs, since a busy server ends
-tasks every few microseconds. (RunMetrics times each run, for metrics.) It runs on the event loop.
+It counts whole batches as they are settled, and times only a few runs, since a busy server ends a
+task every few microseconds. (RunMetrics times each run, for metrics.) It runs on the event loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TYPES: Final = 200
 `OTHER`."""
 
 TIMED: Final = 32
-"""Of every TIMED tasks that end one after another, one is timed."""
+"""Number of consecutive tasks of which one is timed."""
 
 _COMPLETED: Final = OUTCOMES.index("completed")
 _HANDED_BACK: Final = OUTCOMES.index("handed_back")
@@ -71,7 +71,8 @@ class TypeCounter:
                 row.outcomes[_LOST if outcome == "lost" else column] += 1
 
     def timed(self, queue: QueueState, runs: Iterable[tuple[LeasedTask, float]]) -> None:
-        """Record the durations and waits of some runs, each with the time of its end by boot_s."""
+        """Record the durations and waits of some runs, each with its end time by the clock
+        `boot_s`."""
         rows = self._rows.setdefault(queue.name, {})
         for leased, ended_s in runs:
             if not leased.has_started:
@@ -92,7 +93,8 @@ class TypeCounter:
         return self._slowest.setdefault(queue, DaySlowest())
 
     def completed_slowly(self, queue: QueueState, leased: LeasedTask, ended_s: float) -> None:
-        """Record a completed run that may be among the slowest ones; `ended_s` is by boot_s."""
+        """Record a completed run that may be among the slowest ones; `ended_s` is by the clock
+        `boot_s`."""
         type = leased.message.type
         if leased.has_started and type in self._rows.get(queue.name, ()):
             run_us = round((ended_s - leased.begun_s) * 1e6)

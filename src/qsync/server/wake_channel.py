@@ -66,11 +66,11 @@ class Wakes(AsyncPlacement):
         self._backoff = Backoff(cap=AWAY_CAP_S)
         self._later: set[asyncio.TimerHandle] = set()
         self.on_wake = on_wake
-        """Called for each wake message with the queue to fetch from."""
+        """Callback for each wake message; it is called with the queue to fetch from."""
         self._on_change = on_change
-        """Called when a queue is added to `unlisted`."""
+        """Callback for each queue that is added to `unlisted`."""
         self._on_denied = on_denied
-        """Called when the user may not subscribe to the channel for a queue."""
+        """Callback for each queue to whose channel the user may not subscribe."""
 
     def start(self) -> None:
         """Subscribe to the channels of all queues."""
@@ -93,7 +93,7 @@ class Wakes(AsyncPlacement):
             self._unlisted.pop(queue.name, None)
 
     def waits(self, queue: QueueState) -> bool:
-        """Return whether this server is registered as idle in a queue, to its own knowledge."""
+        """Return whether this server is registered as idle in a queue, as far as it knows."""
         return self.ready(queue) and queue.name not in self._unlisted
 
     def call(self, queue: QueueState) -> Call[IdleCheck]:

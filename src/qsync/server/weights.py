@@ -24,7 +24,7 @@ class Shares:
         self._strict = strict
         self._credit = dict.fromkeys(weights, 0.0)
         self._truncated: dict[str, int] = {}
-        """Number of tasks that the last fetch brought, for queues whose large payloads cut the
+        """Number of tasks that the last fetch returned, for queues whose large payloads cut the
         fetch short."""
 
     def split(self, slots: int, queues: Sequence[str]) -> dict[str, int]:
@@ -64,8 +64,8 @@ class Shares:
     def note_fetch(self, queue: str, wanted: int, brought: int, *, left: bool) -> None:
         """Record how many tasks a fetch returned, and whether it left some.
 
-        A fetch that brings fewer tasks than requested was cut short by large payloads, or it
-        emptied the queue. In both cases, the queue accumulates no credit.
+        If a fetch returns fewer tasks than requested, large payloads cut it short or it emptied the
+        queue. In both cases, the queue accumulates no credit.
         """
         if left and brought < wanted:
             self._truncated[queue] = max(1, brought)
@@ -93,8 +93,8 @@ class Shares:
                 if other == name or self._weights[other] > weight:
                     continue
                 bound = brought * self._weights[other] / weight
-                # If two queues of equal weight are both cut short, each asks for one task more than
-                # the other brings, so that its next fetch still shows whether it is cut short.
+                # If two queues of equal weight are both cut short, each requests one task more than
+                # the other returned, so that its next fetch still shows whether it is cut short.
                 bound += self._weights[other] == weight and other in self._truncated
                 earned[other] = min(earned[other], bound)
 
