@@ -222,7 +222,7 @@ def test_wrong_field_is_named_and_nothing_is_stored(
 
 def test_name_in_use_is_refused(project: Qsync, staff: Client) -> None:
     put(project)
-    assert "there is a schedule report-42 already" in text_of(staff.post(ADD, NEW))
+    assert "schedule report-42 already exists" in text_of(staff.post(ADD, NEW))
     schedule = stored(project)
     assert schedule is not None
     assert schedule.every == 3600

@@ -66,10 +66,10 @@ def mount_dashboard(
 ) -> None:
     """Mount the dashboard of the app at a path of the API; it starts and stops with the API.
 
-    Each of `dependencies`, e.g. `Depends(staff)`, runs before every request and refuses it by
-    raising an HTTPException. Also takes the options of `qsync.web.create_app`; a function for
-    `auth` runs after the dependencies. Raises ConfigError when none of `dependencies`, `token` and
-    `auth` restricts access, or the path is invalid.
+    Each of `dependencies`, e.g. `Depends(staff)`, runs before every request; to refuse a request,
+    it raises an HTTPException. The other options are those of `qsync.web.create_app`; a function
+    for `auth` runs after the dependencies. Raises ConfigError when none of `dependencies`, `token`
+    and `auth` restricts access, or the path is invalid.
     """
     if not isinstance(api, FastAPI):
         raise ConfigError(
@@ -113,7 +113,7 @@ def _check_dependencies(dependencies: Any) -> None:
 
 
 class _FromDashboard(Response):
-    """A response that the dashboard sends itself."""
+    """A response whose headers and body come directly from the dashboard."""
 
     def __init__(self, dashboard: MountedDashboard, request: Request, rest: str) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class _FromDashboard(Response):
             mounted = root + mounted
         inside = {**scope, "root_path": mounted, "path": f"{mounted}/{self._rest}"}
         await self._dashboard(inside, _Body(self._request), send)
-        if self.background is not None:  # added by a dependency
+        if self.background is not None:  # a dependency has added a background task
             await self.background()
 
 

@@ -4,8 +4,8 @@
     opentelemetry.instrument(app)         where the app is created, before its first use
 
 The context travels in the task's headers, written by OpenTelemetry's configured propagators
-(default: W3C `traceparent`). Needs `opentelemetry-api`; set up its SDK to export spans. Payloads,
-results and error texts are not recorded.
+(default: W3C `traceparent`). Needs `opentelemetry-api`; set up its SDK to export spans. Payloads
+and results are not recorded; error texts are recorded only through `error_text`.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def instrument(
     """Start tracing the clients and servers of the app.
 
     With `run="parent"`, the span of a run is a child of the enqueue's span, so a whole chain of
-    tasks is one trace. With `run="link"`, each run starts a new trace that links to the enqueue,
-    for tasks that run much later. `error_text` returns the text to record for an exception. Without
-    it, only the exception's type and traceback lines are recorded, since its text may contain parts
-    of the payload.
+    tasks is one trace. With `run="link"`, each run starts a new trace that links to the enqueue;
+    use this for tasks that run much later. `error_text` returns the text to record for an
+    exception. Without it, only the exception's type and traceback lines are recorded, because the
+    text may contain parts of the payload.
 
     In threads, the run's span is the current span of the handler. The same holds for
     executor="process" if the handler's module instruments the app through which it enqueues. Raises
@@ -74,7 +74,7 @@ def instrument(
 
 
 class Tracing:
-    """Creates the spans."""
+    """Creates the spans of enqueues and runs."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Tracing:
 
     @contextlib.contextmanager
     def sending(self, tasks: Sequence[Any], queue: str | None) -> Iterator[_EnqueueSpan]:
-        """Open a span around an enqueue; the yielded object has the tasks to send."""
+        """Open a span around an enqueue; yield an object with the tasks to send."""
         queues = {queue or getattr(task, "queue", "") for task in tasks}
         destination = queues.pop() if len(queues) == 1 else ""
         attributes: dict[str, str | int] = {
@@ -158,7 +158,7 @@ class Tracing:
             contexts.detach(attached)
 
     def _note(self, span: Span, error: BaseException) -> None:
-        """Record an error's type and traceback, without its text."""
+        """Record an error's type and traceback; record a text only if `error_text` is set."""
         if not span.is_recording():
             return
         name = class_name(error)
@@ -190,7 +190,7 @@ class _EnqueueSpan:
 
 
 def _with_headers(task: Any, carrier: dict[str, str]) -> Any:
-    """Return the task with the context in its headers, or unchanged if the headers have no room."""
+    """Return the task with the context in its headers; unchanged if they would be too large."""
     if not isinstance(task, Task):
         return task  # the client reports the error
     try:

@@ -91,7 +91,7 @@ COUNTER_HELP: Final[Mapping[str, str]] = {
 
 
 def instrument(app: Qsync, *, registry: CollectorRegistry = REGISTRY) -> None:
-    """From now on, count the runs of every server that the app creates in this process."""
+    """Count the runs of all servers that the app creates in this process from now on."""
     collector = _Servers()
     registry.register(collector)
     app.extend(Extension(server=collector.add))
@@ -177,7 +177,7 @@ def _by_queue(rows: Sequence[MetricRow]) -> list[Metric]:
     )
     dropped = CounterMetricFamily(
         "qsync_type_statistics_dropped",
-        "Runs that the statistics by type lack because the store refused them.",
+        "Runs missing from the statistics by type because the store refused them.",
         labels=["queue"],
     )
     for queue in {row.queue: None for row in rows}:
@@ -188,7 +188,7 @@ def _by_queue(rows: Sequence[MetricRow]) -> list[Metric]:
 
 
 def worker_metrics(restarts: int) -> list[Metric]:
-    """Return the metrics of a `qsync worker` itself, without those of its servers."""
+    """Return the metrics of a `qsync worker` itself, not those of its servers."""
     return [
         CounterMetricFamily(
             "qsync_worker_restarts",
@@ -208,7 +208,7 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
 
 
 def _optional_gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
-    """Return a gauge, which has no sample if the value is unknown."""
+    """Return a gauge; it has no sample if the value is None."""
     return GaugeMetricFamily(name, text) if value is None else _gauge(name, text, value)
 
 
@@ -252,8 +252,8 @@ class StoreCollector(Collector):
     """Collects the metrics of all queues of an app, for a registry.
 
     Every process would report the same values, so register the collector in only one process, e.g.
-    beside the dashboard. It reads in a thread, over a connection that it closes afterwards; scrapes
-    within CACHE_S seconds share a reading.
+    beside the dashboard. The collector reads the store in a separate thread, and closes its
+    connection afterwards; scrapes within CACHE_S seconds share a reading.
     """
 
     def __init__(self, app: Qsync) -> None:
@@ -300,7 +300,7 @@ def store_metrics(
     latency: float | None = None,
     samples: Sequence[QueueSample] = (),
 ) -> list[Metric]:
-    """Return the metrics of all queues; None if the store does not answer."""
+    """Return the metrics of all queues; an `overview` of None means that the store is down."""
     tasks = GaugeMetricFamily(
         "qsync_queue_tasks", "Tasks in the queue, by state.", labels=["queue", "state"]
     )
@@ -397,8 +397,10 @@ def _schedule_metrics(samples: Sequence[QueueSample]) -> list[Metric]:
 
 
 def _limit_metrics(limits: Sequence[LimitInfo]) -> list[Metric]:
-    """Return the use of limits. All values of a name share a label; the number of labels is
-    bounded."""
+    """Return how many tasks hold each limit or wait for it.
+
+    All values of a name share a label; the number of labels is bounded.
+    """
     labels = ["queue", "limit"]
     in_use = GaugeMetricFamily(
         "qsync_limit_in_use", "Active tasks that hold the limit, over all its values.",

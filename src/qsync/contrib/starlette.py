@@ -31,7 +31,8 @@ except ModuleNotFoundError as _error:
     raise missing(_error, "web") from None
 
 if TYPE_CHECKING:
-    from qsync.web import Dashboard  # imported when the site starts, since it needs the whole extra
+    # At run time, imported only when the site starts: it needs all packages of the extra.
+    from qsync.web import Dashboard
     from qsync.web.auth import Auth
     from qsync.web.pages import Mask
     from qsync.web.roles import Role, RoleOf
@@ -79,8 +80,8 @@ def lifespan(app: Qsync, inner: Lifespan | None = None) -> Lifespan:
 
 @contextlib.contextmanager
 def _in_state(site: Starlette, app: Qsync, client: AsyncClient) -> Iterator[None]:
-    """Keep the client in the state of the site during the block. Raise ConfigError if the state
-    holds the client of another app."""
+    """Keep the client in the site's state during the block; raise ConfigError if the state has the
+    client of another app."""
     running = _running(site)
     if any(other is not app for other, _ in running):
         raise ConfigError(_SECOND_APP)
@@ -88,7 +89,7 @@ def _in_state(site: Starlette, app: Qsync, client: AsyncClient) -> Iterator[None
     setattr(site.state, RUNNING, [*running, pair])
     try:
         yield
-    finally:  # so that a later request gets the error of `client_of`
+    finally:  # remove the client, so that `client_of` raises its error for a later request
         setattr(site.state, RUNNING, [other for other in _running(site) if other is not pair])
 
 
@@ -103,7 +104,7 @@ def client_of(connection: HTTPConnection) -> AsyncClient:
     Raises ConfigError when no such lifespan is running.
     """
     client: AsyncClient | None = getattr(connection.state, CLIENT, None)
-    if client is None:  # entered by a test, or by a server without lifespan state
+    if client is None:  # a test or a server that does not pass on the lifespan's state
         client = next((client for _, client in reversed(_running(connection.app))), None)
     if client is None:
         raise ConfigError(
@@ -146,14 +147,14 @@ def mount_dashboard(
 
 
 def check_app(app: object) -> None:
-    """Raise ConfigError if the app of a dashboard is not a Qsync."""
+    """Raise ConfigError if the argument `app` is not a Qsync."""
     if not isinstance(app, Qsync):
         raise ConfigError(f"app: {shorten(app)} is not a Qsync")
 
 
 def check_path(path: str) -> str:
-    """Return the path without a trailing slash. Raise ConfigError if the path is not like
-    "/ops" or has parameters."""
+    """Return the path without a trailing slash; raise ConfigError unless the path has the form
+    "/ops", without parameters."""
     if not isinstance(path, str) or not re.fullmatch(r"(?=/+[^/])/[^{}]*", path):
         raise ConfigError(f"path: {shorten(path)} is not a valid path; pass one such as '/ops'")
     return path.rstrip("/")

@@ -23,7 +23,7 @@ from qsync.errors import InvalidTask, QsyncError, StoreUnavailable
 
 if TYPE_CHECKING:
     _ModelAdmin: TypeAlias = admin.ModelAdmin[Schedule]
-else:  # Django's class takes no parameter
+else:  # at run time, Django's class takes no type parameter
     _ModelAdmin = admin.ModelAdmin
 
 PER_PAGE: Final = 100
@@ -40,17 +40,17 @@ ACTIONS: Final = {
 DONE: Final = {
     "run": "enqueued its task", "pause": "paused", "resume": "resumed", "delete": "deleted",
 }  # fmt: skip
-"""Text to log and show for a schedule after each action."""
+"""What to log and to show for a schedule after each action."""
 
 NOT_FOUND: Final = {"resume": "it is not paused", "delete": "it is not in the store"}
-"""Reason why an action changed nothing, by action."""
+"""Reason to show if the store did not find what an action would change, by action."""
 
 COLUMNS: Final = ("Name", "Task", "Queue", "When", "Next tick", "Last tick", "Defined in")
 """Columns of the list."""
 
 
 def _answered(view: Any) -> Any:
-    """Show a page for an error of the store, e.g. when it is unavailable."""
+    """Wrap a view so that an error of the store, e.g. an outage, shows an error page."""
 
     @wraps(view)
     def answer(self: ScheduleAdmin, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -68,11 +68,11 @@ class ScheduleAdmin(_ModelAdmin):
     """Lists, creates, changes, pauses, runs and deletes schedules, with Django's permissions."""
 
     def has_change_permission(self, request: Any, obj: Any = None) -> bool:
-        """Return False also for a program's periodic task, which only a deploy can change."""
+        """Check Django's permission; a program's periodic task can be changed only by a deploy."""
         return super().has_change_permission(request, obj) and _is_stored(obj)
 
     def has_delete_permission(self, request: Any, obj: Any = None) -> bool:
-        """Return False also for a program's periodic task."""
+        """Check Django's permission; a program's periodic task cannot be deleted here."""
         return super().has_delete_permission(request, obj) and _is_stored(obj)
 
     def get_object(self, request: Any, object_id: str, from_field: Any = None) -> Any:
@@ -87,7 +87,7 @@ class ScheduleAdmin(_ModelAdmin):
         )
 
     def get_fieldsets(self, request: Any, obj: Any = None) -> Any:
-        """Return the fields; arguments are only shown for a new schedule."""
+        """Return the fields to show; the arguments appear only in the form of a new schedule."""
         task = ["name", "task", "queue"] + ([] if obj else ["arguments"])
         return [(None, {"fields": task}), ("When", {"fields": list(WHEN)})]
 
@@ -111,7 +111,7 @@ class ScheduleAdmin(_ModelAdmin):
         store.delete(obj.id, _user(request))
 
     def get_deleted_objects(self, objs: Any, request: Any) -> Any:
-        """Return the objects to delete: only the schedules, which have no related objects."""
+        """Describe what will be deleted: only the schedules, which have no related objects."""
         return [str(obj) for obj in objs], {"schedules": len(objs)}, set(), []
 
     @_answered
@@ -200,7 +200,7 @@ class ScheduleAdmin(_ModelAdmin):
             messages.success(request, f"Schedule {name}: {_sentence(done, first=False)}")
 
     def page(self, request: Any, template: str, status: int = 200, **context: Any) -> Any:
-        """Return a page of the admin."""
+        """Render a template of the schedule admin."""
         return TemplateResponse(
             request, f"admin/qsync/schedule/{template}.html",
             {**self.admin_site.each_context(request), "opts": self.opts, **context},
@@ -209,7 +209,7 @@ class ScheduleAdmin(_ModelAdmin):
 
 
 def _user(request: Any) -> str:
-    return str(request.user.get_username())  # names may be numbers
+    return str(request.user.get_username())  # a custom user model may have numbers as names
 
 
 def _sentence(text: str, *, first: bool = True) -> str:
@@ -224,7 +224,7 @@ def _is_stored(obj: Any) -> bool:
 
 
 def _failed(name: str, change: Any, action: str = "") -> str:
-    """Return the reason why nothing was changed."""
+    """Return a message that says why a schedule was not changed."""
     match change.outcome:
         case "duplicate":
             why = f"task {change.holder} holds its unique lock"

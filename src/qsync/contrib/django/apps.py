@@ -39,10 +39,10 @@ class QsyncConfig(AppConfig):
 
 
 def _import_tasks() -> None:
-    """Import the tasks; under `manage.py check`, print an error in QSYNC as a failed check.
+    """Import the tasks; under `manage.py check`, report an invalid QSYNC as a failed check.
 
-    Task modules import the app of the project, so an invalid setting ends this import before the
-    checks run. Other commands and programs raise the error.
+    Task modules import the app of the project, so an invalid setting fails here, before the checks
+    run. Other commands and programs raise the error.
     """
     try:
         autodiscover_modules("tasks")

@@ -10,10 +10,10 @@ from django.db import transaction
 
 
 class CommitCallback:
-    """A call that waits for the commit of a transaction.
+    """A call to make when a transaction commits.
 
     `captureOnCommitCallbacks` leaves this object in Django's list after the call, so the object
-    records that the call was made. A rollback discards the object.
+    records whether the call was made. A rollback discards the object.
     """
 
     def __init__(self, database: str, send: Callable[[], None]) -> None:
@@ -22,13 +22,13 @@ class CommitCallback:
         self.called: bool = False
 
     def __call__(self) -> None:
-        """Make the call."""
+        """Make the call, and record that it was made."""
         self.called = True
         self._send()
 
 
 _callbacks: Final = WeakSet[CommitCallback]()
-"""Callbacks of all threads, because an async test does not run in the thread of its transaction."""
+"""Callbacks of all threads: an async test and its transaction run in different threads."""
 
 
 def at_commit(database: str, send: Callable[[], None]) -> None:

@@ -81,9 +81,9 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
     def enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Send the task at the time that the setting ENQUEUE selects; return its TaskResult.
 
-        Its `enqueued_at` is None until the transaction has committed. Raises qsync's DuplicateTask
-        when another task holds the unique lock; with `on_duplicate` or `debounce`, the result is
-        that of the other task.
+        If the task is sent at the commit, the result's `enqueued_at` is None until then. If the
+        task is sent now and another task holds its unique lock, raises qsync's DuplicateTask; with
+        `on_duplicate="skip"`, `"replace"` or `debounce`, returns the result of the other task.
         """
         self.validate_task(task)
         result = tasks_api.TaskResult(
@@ -113,9 +113,9 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
         return result
 
     def get_result(self, result_id: str) -> Any:
-        """Return the TaskResult with an id.
+        """Return the TaskResult of the task with this id.
 
-        Raises TaskResultDoesNotExist if the store does not have it.
+        Raises TaskResultDoesNotExist if the store does not have the task.
 
         A result is kept for its retention, by default a day; a failed task is kept like other dead
         tasks.
@@ -128,7 +128,7 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
         return result_from(handle.id, handle.queue, shown)
 
     def check(self, **kwargs: Any) -> Iterable[checks.CheckMessage]:
-        """Return the errors of the configuration."""
+        """Return Django's checks for this backend, and errors in its configuration."""
         yield from super().check(**kwargs)
         if not apps.is_installed("qsync.contrib.django"):
             yield checks.Error(
@@ -140,7 +140,7 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
 
 
 def task(function: Any = None, *, backend: str = "default", **options: Any) -> Any:
-    """Make a function a task of django.tasks, as `django.tasks.task` does, with qsync options.
+    """Make a function a task of django.tasks, as `django.tasks.task` does, but with qsync options.
 
         @task(queue_name="mail", retry=5, timeout=60)
         def send(address: str) -> None: ...

@@ -4,7 +4,7 @@ qsync.E001  there is no URL
 qsync.E002  QSYNC has an unknown option
 qsync.E003  ENQUEUE is invalid
 qsync.E004  another option is invalid
-qsync.E007  a task names a limit that the app does not declare, or that another queue has
+qsync.E007  a task names a limit that the app does not declare, or that tasks of another queue use
 qsync.W001  a task in tasks.py of an installed app belongs to another Qsync
 qsync.W002  the store does not answer (only with --deploy)
 """
@@ -66,7 +66,8 @@ def check_tasks(app_configs: Any, **_: Any) -> list[checks.CheckMessage]:
 
 
 def check_task_limits(app_configs: Any, **_: Any) -> list[checks.CheckMessage]:
-    """Return an error if a task names a limit that the project does not declare."""
+    """Return an error if a task names a limit that the project does not declare, or that tasks of
+    another queue use."""
     try:
         check_limits(project_app())
     except ImproperlyConfigured:

@@ -25,18 +25,18 @@ Enqueue = Literal["on_commit", "now", "outbox"]
 ENQUEUE: Final[tuple[Enqueue, ...]] = get_args(Enqueue)
 
 OWN: Final = ("URL", "ENQUEUE", "DATABASE", "DASHBOARD")
-"""Settings that do not set the Qsync option of the same name."""
+"""Settings that are not passed on to Qsync as the option of the same name."""
 
 IMPORTED: Final = ("MUX", "LIFESPAN", "ON_ERROR", "RETRY_DELAY")
-"""Settings that accept a dotted path to the object."""
+"""Settings whose value may be given as a dotted path, which is then imported."""
 
 DASHBOARD_LANGUAGES: Final = ("en", "ru")
-"""Languages of the dashboard; a copy, since `qsync.web.language` needs the extra `web`."""
+"""Languages of the dashboard; copied here because `qsync.web.language` needs the extra `web`."""
 
 DASHBOARD: Final = ("READ_ONLY", "MASK", "LANGUAGE", "TRACE_URL", "ROLE")
 
 ROLES: Final = ("view", "operate", "delete")
-"""Roles of the dashboard's users; a copy, since `qsync.web.roles` needs the extra `web`."""
+"""Roles of the dashboard's users; copied here because `qsync.web.roles` needs the extra `web`."""
 
 
 class SettingError(ImproperlyConfigured):
@@ -49,11 +49,11 @@ class SettingError(ImproperlyConfigured):
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The checked setting."""
+    """The setting QSYNC after all checks."""
 
     url: Any
     options: Mapping[str, Any]
-    """Options of Qsync."""
+    """Keyword arguments for Qsync."""
 
     enqueue: Enqueue
     database: str
@@ -69,7 +69,7 @@ class Configuration:
 
 @cache
 def app_options() -> tuple[str, ...]:
-    """Return the names of the Qsync options, in the form of settings."""
+    """Return the names of the Qsync options as they are written in settings, e.g. `PREFIX`."""
     parameters = inspect.signature(Qsync.__init__).parameters.values()
     own = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     return tuple(name.upper() for name in (*own, *ServerOptions.__annotations__))
@@ -77,7 +77,7 @@ def app_options() -> tuple[str, ...]:
 
 @cache
 def configuration() -> Configuration:
-    """Return the checked setting. Raise SettingError with the reason if the setting is invalid."""
+    """Check the setting QSYNC and return it; raise SettingError if it is invalid."""
     setting = getattr(settings, "QSYNC", {})
     if not isinstance(setting, Mapping):
         raise SettingError(f"QSYNC: {shorten(setting)} is not a dict", "qsync.E002")

@@ -31,7 +31,7 @@ VIEW_TIMEOUT_S: Final = 30.0
 
 
 class _User:
-    """The user of a request, as the dashboard reads it."""
+    """The user of a request, with the attribute that the dashboard reads."""
 
     def __init__(self, name: str) -> None:
         self.display_name = name
@@ -113,7 +113,7 @@ class _Answer:
 
 
 _threads: dict[int, DashboardThread] = {}
-"""Threads by process id: a forked process does not inherit threads."""
+"""The dashboard's thread by process id: a forked process does not inherit threads."""
 
 _lock = threading.Lock()
 
@@ -154,20 +154,20 @@ def dashboard(request: HttpRequest, rest: str) -> HttpResponse:
         )
     if not (user.is_active and user.is_staff):
         raise PermissionDenied
-    scope = _scope(request, rest, str(user.get_username()))  # names may be numbers
+    scope = _scope(request, rest, str(user.get_username()))  # may be a number
     scope["qsync.host_role"] = _role(request)
     return dashboard_thread().answer(scope, request.body)
 
 
 def _role(request: HttpRequest) -> str:
-    """Return the role of the user; `view` if the setting's function returns no valid role."""
+    """Return the user's role; `view` if the function in the setting returns an invalid role."""
     role = configuration().role
     answer = role(request) if callable(role) else role
     return answer if answer in ROLES else "view"
 
 
 def _login() -> str | None:
-    """Return the admin's sign-in page; without an admin, return None, which means LOGIN_URL."""
+    """Return the URL of the admin's sign-in page; None (for LOGIN_URL) if there is no admin."""
     try:
         return str(reverse("admin:login"))
     except NoReverseMatch:

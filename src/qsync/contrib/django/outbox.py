@@ -41,7 +41,8 @@ Sent = Any
 
 
 def _rows(database: str) -> Any:
-    """Return the rows of a database. Imported here because models need the loaded apps."""
+    """Return the outbox rows of a database. Models can be imported only after the apps are
+    loaded, so not at the top of this module."""
     from qsync.contrib.django.models import OutboxRow
 
     return OutboxRow.objects.using(database)
@@ -69,7 +70,7 @@ def _from_column(time: datetime | None, database: str) -> datetime | None:
 
 
 class DjangoDatabase:
-    """A database of the project."""
+    """A database of the project, with the operations that a relay needs."""
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
@@ -149,7 +150,7 @@ class _SentDatabase(DjangoDatabase):
         self._sent = sent
 
     def delete(self, ids: list[str]) -> None:
-        """Delete the row."""
+        """Report that the row has been sent, and delete it."""
         self._sent()
         super().delete(ids)
 

@@ -29,11 +29,11 @@ django_tasks: Final[dict[str, Any]] = {}
 """Tasks of django.tasks by the import path of their functions, which is the task type."""
 
 limited_tasks: Final[dict[str, tuple[str, Sequence[str]]]] = {}
-"""Queue and limit names of each django.tasks task that has limits, by task type."""
+"""Queue and limit names of the tasks of django.tasks that have limits, by task type."""
 
 
 class DjangoTaskBuilder:
-    """Encodes and checks the arguments of tasks of django.tasks for operators."""
+    """Builds tasks of django.tasks from the arguments that an operator enters, and checks them."""
 
     def build(self, type: str, value: Any) -> Task[Any] | None:
         """See TaskBuilder."""
@@ -92,7 +92,7 @@ def _make() -> tuple[Qsync, ProjectSender]:
             options["queues"] = _queues()
         app = Qsync(configured.url, mux=handlers, **options)
         if configured.enqueue == "outbox" and not app._connections.nested["remember_ids"]:
-            raise ConfigError("REMEMBER_IDS: with 0, an outbox row could run twice; remove it")
+            raise ConfigError("REMEMBER_IDS: with 0, a task of the outbox could run twice; omit it")
     except ConfigError as error:
         raise SettingError(f"QSYNC: {error}", "qsync.E004") from error
     sender = ProjectSender(app._connections)

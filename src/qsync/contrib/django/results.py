@@ -29,10 +29,10 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
     info = status(id, queue, shown)
     failure = decode_failure(shown.failure)
     record = _kept(shown)
-    args, kwargs = tasks.stored_call(info.value()) or ([], {})  # the payload may have another form
+    args, kwargs = tasks.stored_call(info.value()) or ([], {})  # another kind of payload has none
     began = _begun(shown, failure)
     if began is not None and info.finished_at is not None:
-        began = min(began, info.finished_at)  # the server's estimate of the time may be ahead
+        began = min(began, info.finished_at)  # the server's clock may be ahead
     enqueued = tasks.enqueued_at(info.headers) or info.enqueued_at
     due_us = message.options.process_at_us if message.options else None
     run_after = None if due_us is None else from_us(due_us)
@@ -41,7 +41,7 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
         task=tasks_api.replace(task, queue_name=queue, run_after=run_after, backend=alias),
         id=id,
         status=_status(shown, info, record),
-        enqueued_at=enqueued if began is None else min(enqueued, began),  # from different clocks
+        enqueued_at=enqueued if began is None else min(enqueued, began),  # the clocks may differ
         started_at=began,
         finished_at=info.finished_at,
         last_attempted_at=info.started_at or began,
@@ -91,7 +91,7 @@ def _begun(shown: StoredTask, failure: Failure) -> Any:
 
 
 def _workers(shown: StoredTask, failure: Failure, record: Any) -> list[str]:
-    """Return the server of each attempt; servers of failures before the last ten are unknown."""
+    """Return the server of each attempt; "" for failures before the last ten."""
     failed_on = [attempt.server for attempt in failure.history]
     servers = [""] * (failure.attempts - len(failed_on)) + failed_on
     if record is not None:

@@ -16,7 +16,7 @@ from qsync.task import PAYLOAD_LIMIT, Task
 
 if TYPE_CHECKING:
     _ModelForm: TypeAlias = forms.ModelForm[Schedule]
-else:  # Django's class takes no parameter
+else:  # at run time, Django's class takes no type parameter
     _ModelForm = forms.ModelForm
 
 WHEN = ("cron", "every", "tz", "missed")
@@ -33,8 +33,8 @@ class ChangeForm(_ModelForm):
         fields: tuple[str, ...] = WHEN
 
     def when(self) -> dict[str, Any]:
-        """Return the cleaned fields that say when the schedule ticks, in the form that the store
-        takes."""
+        """Return the cleaned fields that determine when the schedule ticks, as keyword arguments
+        for the store."""
         cleaned = self.cleaned_data
         return {
             "cron": cleaned["cron"] or None, "every": cleaned["every"], "tz": cleaned["tz"] or None,
@@ -42,7 +42,7 @@ class ChangeForm(_ModelForm):
         }  # fmt: skip
 
     def clean(self) -> None:
-        """Check all fields together, as the store would."""
+        """Check all fields together, with the checks that the store would make."""
         if not self.errors:
             try:
                 self._check()
@@ -88,7 +88,7 @@ class AddForm(ChangeForm):
         when = self.when()
         checked_content(cleaned["name"], self.built, **when, payload_limit=PAYLOAD_LIMIT)
         if schedule_store.is_taken(cleaned["name"]):
-            raise InvalidTask(f"name: there is a schedule {cleaned['name']} already")
+            raise InvalidTask(f"name: schedule {cleaned['name']} already exists")
         if schedule_store.find(f"{self.built.queue}:{cleaned['name']}") is not None:
             raise InvalidTask(
                 f"name: a program has a periodic task {cleaned['name']}; use another name"

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def _ask(question: Callable[[Inspector], Awaitable[T]], by: str = "") -> T:
-    """Call an inspector that acts for the user `by`, and return the result."""
+    """Call a function with an inspector that acts for the user `by`, and return the result."""
 
     async def ask() -> T:
         async with project_app().inspector() as inspector:
@@ -36,12 +36,12 @@ def _parts(id: str) -> tuple[str, str]:
 
 
 def all_schedules(prefix: str) -> list[ScheduleInfo]:
-    """Return the schedules with this prefix, both stored ones and those of programs."""
+    """Return the stored schedules and those of programs whose names begin with this prefix."""
     return _ask(lambda inspector: inspector.schedules(prefix=prefix))
 
 
 def find(id: str) -> Schedule | None:
-    """Return the schedule with an id, with its description as `info`; None if there is none."""
+    """Return the schedule with this id, with its ScheduleInfo as `info`; None if there is none."""
     try:
         queue, name = _parts(id)
     except InvalidTask:
@@ -51,7 +51,7 @@ def find(id: str) -> Schedule | None:
 
 
 def shown(info: ScheduleInfo) -> Schedule:
-    """Return a schedule as the admin shows it."""
+    """Convert a schedule to the model object that the admin shows."""
     schedule = Schedule(
         id=f"{info.queue}:{info.name}", name=info.name, task=info.type, queue=info.queue,
         cron=info.cron or "", every=info.every, tz=info.tz or "", missed=info.missed,

@@ -77,8 +77,8 @@ class ProjectSender:
         return later
 
     def waiting(self) -> str:
-        """Return a hint for a failed test that names the tasks waiting for a commit and says how to
-        send them; "" if no task waits."""
+        """Return a hint for a failed test: how many enqueues wait for a commit, and how to send
+        them; "" if none waits."""
         count = waiting(configuration().database)
         if not count:
             return ""
@@ -105,11 +105,11 @@ class ProjectSender:
 
 
 def _in_transaction(database: str) -> bool:
-    """Return whether an enqueue waits for a commit, without connecting to the database."""
+    """Return whether an enqueue has to wait for a commit; do not connect to the database."""
     connection = transaction.get_connection(database)
     if connection.in_atomic_block:
         return True
-    # True with autocommit off, too: Django then does not know when the commit happens, and
+    # Also return True if autocommit is off: Django then does not know when the commit happens, so
     # on_commit raises an error.
     return connection.connection is not None and not connection.get_autocommit()
 

@@ -28,7 +28,7 @@ def queues() -> list[str]:
 
 
 def built(type: str, arguments: str, queue: str) -> Task[Any]:
-    """Return a task for arguments in JSON; an empty queue means the task's own queue.
+    """Build a task from arguments in JSON; an empty queue means the task's own queue.
 
     Raises InvalidTask if the arguments are not JSON or do not match the parameters.
     """
@@ -39,7 +39,7 @@ def built(type: str, arguments: str, queue: str) -> Task[Any]:
         task = function.build(*args, **kwargs)
     elif (django_task := DjangoTaskBuilder().build(type, value)) is not None:
         task = django_task
-    else:  # a handler of a Mux takes any payload
+    else:  # a handler of a Mux accepts any payload
         task = Task(type, b"" if value is None else value, queue=queue or DEFAULT)
     return task.replace(queue=queue) if queue else task
 
@@ -54,7 +54,7 @@ def _decoded(arguments: str) -> Any:
 
 
 def _split(value: Any) -> tuple[list[Any], Mapping[str, Any]]:
-    """Return positional and keyword arguments."""
+    """Split decoded JSON into positional and keyword arguments."""
     if value is None:
         return [], {}
     if isinstance(value, list):

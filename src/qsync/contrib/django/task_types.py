@@ -61,8 +61,8 @@ class QsyncTask(tasks_api.Task):
     fairness_key: str | None = None
     headers: Mapping[str, str] | None = None
     executor: None = None
-    """Must be None; the field exists so that the error about an executor can name it. A process
-    would import the handler by its path, but that path names the task."""
+    """Must be None; the field exists only to raise a clear error for another value. These tasks
+    cannot run in a process, which would import the handler by a path that names the task."""
     on_duplicate: OnDuplicate | None = None
     debounce: Duration | None = None
     debounce_max: Duration | None = None
@@ -140,10 +140,11 @@ def scheduled(task: Any, args: list[Any], kwargs: Mapping[str, Any]) -> Task[Any
 
 
 def from_json(task: Any, value: Any) -> Task[Any]:
-    """Return the task for arguments decoded from JSON: a list, an object of names and values, or
-    both in the stored form; None and b"" mean no arguments.
+    """Build the task from arguments decoded from JSON.
 
-    Raises qsync.InvalidTask if the arguments do not match its parameters.
+    `value` is a list, an object of names and values, or a stored payload with `args` and `kwargs`;
+    None and b"" mean no arguments. Raises qsync.InvalidTask if the arguments do not match the
+    parameters.
     """
     if value is None or value == b"":
         return scheduled(task, [], {})
@@ -157,8 +158,8 @@ def from_json(task: Any, value: Any) -> Task[Any]:
 
 
 def stored_call(payload: Any) -> tuple[list[Any], dict[str, Any]] | None:
-    """Return the positional and keyword arguments in a stored payload, or None if it has another
-    form."""
+    """Return the positional and keyword arguments in a stored payload; None if the payload is not
+    one of django.tasks."""
     if not isinstance(payload, dict) or payload.keys() != {"args", "kwargs"}:
         return None
     args, kwargs = payload["args"], payload["kwargs"]
@@ -179,12 +180,12 @@ def check_payload(task: Any, payload: Any) -> None:
 
 
 def _aware(time: Any) -> Any:
-    """Return a time with a time zone; without USE_TZ, `run_after` has none."""
+    """Add a time zone to a time without one: without USE_TZ, `run_after` has none."""
     return timezone.make_aware(time) if time is not None and timezone.is_naive(time) else time
 
 
 def _limits(task: Any, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
-    """Return the limits of a task, filled in with its arguments."""
+    """Return the limits of a task, with its arguments filled in."""
     return LimitTemplates(options["limits"], _parameters(task)).fill(arguments)
 
 
@@ -221,8 +222,8 @@ def check(task: Any, defaults: Mapping[str, Any]) -> None:
 
 
 def check_types(task: Any) -> None:
-    """Check the fields that Django compares without checking their types; raise qsync.InvalidTask
-    for a wrong type."""
+    """Check the types of the fields that Django compares without checking them; raise
+    qsync.InvalidTask for a wrong type."""
     if not isinstance(task.priority, int) or isinstance(task.priority, bool):
         raise InvalidTask(
             "priority must be a whole number between -100 and 100. "  # Django's words
@@ -271,8 +272,8 @@ def enqueued_at(headers: Mapping[str, str]) -> Any:
 
 
 def _call_of(info: TaskInfo) -> tuple[list[Any], dict[str, Any]]:
-    """Return the arguments of a running task. Raise BadPayload, which is not retried, if the
-    payload has none."""
+    """Return the arguments of a running task; raise BadPayload, which is not retried, if the
+    payload is not one of django.tasks."""
     call = stored_call(info.value())
     if call is None:
         raise BadPayload(f"task {info.type!r}: {PAYLOAD_FORM}")
@@ -312,7 +313,7 @@ class _Attempt:
 
     @property
     def args(self) -> list[Any]:
-        """Arguments of the function, with the context if it takes one."""
+        """Positional arguments of the function, with the context if the function takes one."""
         context = (
             [tasks_api.TaskContext(task_result=self.result)] if self.task.takes_context else []
         )

@@ -45,7 +45,7 @@ TaskResultDoesNotExist: Any = exceptions.TaskResultDoesNotExist
 
 
 def _exception(name: str) -> Any:
-    """Return an exception class; django-tasks 0.12 and older use longer names for some."""
+    """Return an exception class; in django-tasks 0.12 and older, some names end with Error."""
     return getattr(exceptions, name, None) or getattr(exceptions, f"{name}Error")
 
 
@@ -60,7 +60,7 @@ __all__ = [
 
 
 def replace(task: Any, **changes: Any) -> Any:
-    """Return a copy of a task with some fields changed; it is not checked again."""
+    """Return a copy of a task with some fields changed, without checking the fields again."""
     copied = object.__new__(type(task))
     for field in dataclasses.fields(task):
         value = changes.get(field.name, getattr(task, field.name))

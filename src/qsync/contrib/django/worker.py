@@ -1,6 +1,7 @@
 """The app of a Django project for `qsync worker`: qsync.contrib.django.worker:app.
 
-`manage.py qsync_worker` runs it. It needs DJANGO_SETTINGS_MODULE, as every Django program does.
+`manage.py qsync_worker` runs this app. The module needs DJANGO_SETTINGS_MODULE, as every Django
+program does.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ class Outbox:
     """An app's outbox in a database table.
 
     table     name of the table, optionally with a schema: "shop.qsync_outbox"
-    metadata  MetaData of SQLAlchemy to which the table is added, e.g. `Base.metadata`, so that its
-              migrations include the table; by default a separate one
+    metadata  SQLAlchemy MetaData to which the table is added, e.g. `Base.metadata`, so that its
+              migrations include the table; by default a new MetaData
 
     A row that is sent twice does not run twice: the store refuses a known id for the app's
     `remember_ids`, even after the task has ended. An app with `remember_ids=0` therefore raises
@@ -72,7 +72,7 @@ class Outbox:
         self._name = table
         self._metadata = metadata
         if metadata is not None:
-            _ = self.table  # create it now, so that migrations of the metadata see it
+            _ = self.table  # create the table now, so that migrations of the metadata include it
         self.after_commit: AfterCommit = AfterCommit(connections)
         """Sends rows after a commit; `await outbox.after_commit.drain()` waits until they are
         sent."""
@@ -84,7 +84,7 @@ class Outbox:
 
     @cached_property
     def table(self) -> Table:
-        """The table for SQLAlchemy."""
+        """The outbox table as an SQLAlchemy Table."""
         from sqlalchemy import MetaData
 
         from qsync.contrib.outbox.sqlalchemy import make_table

@@ -16,7 +16,7 @@ from qsync.contrib.outbox.rows import UnsentRow, replacing_lock
 from qsync.contrib.outbox.sending import Sent, call_hooks, call_hooks_async, send, send_async
 
 STORE_TIMEOUT_S: Final = 1.0
-"""Time limit for sending rows after their commit, in seconds; then a relay sends them."""
+"""Time limit for sending rows after their commit, in seconds; a relay sends the rows left over."""
 
 RELAY_ONLY_S: Final = 5.0
 """How long this process leaves rows to relays after an error, in seconds: all rows if the store was
@@ -47,7 +47,8 @@ class AfterCommit:
 
     @property
     def _quick(self) -> Connections:
-        """Connections to the app's store with a short patience; tests may replace the store."""
+        """Connections to the app's store with a short time limit; replaced if a test replaces the
+        store."""
         if self._made is None or not self._made.is_alike(self._app):
             self.close()
             self._made = self._app.copy(prefix=self._app.prefix, patience=STORE_TIMEOUT_S)
@@ -69,7 +70,7 @@ class AfterCommit:
             if sent.ids:
                 database.delete(sent.ids)
             call_hooks(client, sent)
-        except Exception as error:  # the driver may raise anything; the commit is done
+        except Exception as error:  # any error of the driver: the commit itself has succeeded
             self._leave(error)
 
     def begin(self, rows: Sequence[UnsentRow], database: AsyncCommittedRows) -> None:
@@ -95,7 +96,7 @@ class AfterCommit:
             if sent.ids:
                 await database.delete(sent.ids)
             await call_hooks_async(client, sent)
-        except Exception as error:  # the driver may raise anything; the commit is done
+        except Exception as error:  # any error of the driver: the commit itself has succeeded
             self._leave(error)
 
     async def drain(self) -> None:
@@ -106,7 +107,7 @@ class AfterCommit:
             await asyncio.gather(*waiting)
 
     def _own(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
-        """Return the rows that this process sends now."""
+        """Return the rows that this process sends now, without those left to relays."""
         now = time.monotonic()
         if now < self._away_until:
             return ()

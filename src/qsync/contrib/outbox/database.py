@@ -17,20 +17,22 @@ YOUNG_S: Final = 2.0
 """Age below which a relay leaves a row to the process that wrote it, in seconds."""
 
 BATCH_BYTES: Final = 32 * 1024 * 1024
-"""Size above which a batch takes no further row, in bytes: without this limit, a batch of rows of
-up to 31 MiB would not fit into memory."""
+"""Maximum size of a batch of several rows, in bytes: a row may have up to 31 MiB, so without this
+limit a batch might not fit into memory."""
 
 WRONG_CLOCK_S: Final = 60.0
-"""A row whose time is further in the future than this, in seconds, comes from a wrong clock. Such a
-row is sent at once; otherwise it would wait until that time."""
+"""How far in the future a row's time may be, in seconds. A row beyond this limit comes from a wrong
+clock and is sent at once; otherwise it would wait until that time."""
 
 COMPARED_ROWS: Final = 20
+"""Maximum number of earlier rows of the same queue that a process reads before it sends a row that
+replaces another task. If there are more, a relay sends that row."""
+
 COMPARED_BYTES: Final = 1024 * 1024
-"""Limits on the number and the size of the earlier rows in its queue that a process reads before it
-sends a row that replaces another task. If there are more, a relay sends that row."""
+"""Maximum total size of these earlier rows, in bytes."""
 
 COUNTED: Final = 10_000
-"""Maximum number of rows of the backlog that are counted."""
+"""Maximum number of waiting rows that are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,7 @@ class AsyncRowBatch:
 
 
 class Database(Protocol):
-    """A database whose calls block."""
+    """The operations that a relay in a thread needs from a database; they block."""
 
     def take(self, selection: DueRows) -> AbstractContextManager[RowBatch]:
         """Take the oldest rows that no other relay has taken, up to ROWS_PER_BATCH or
@@ -117,7 +119,7 @@ class AsyncCommittedRows(Protocol):
 
 
 class AsyncDatabase(Protocol):
-    """A database whose calls are awaited."""
+    """The operations that a relay on an event loop needs from a database."""
 
     def take(self, selection: DueRows) -> AbstractAsyncContextManager[AsyncRowBatch]:
         """Take the oldest rows that no other relay has taken, up to ROWS_PER_BATCH or
@@ -131,7 +133,7 @@ class AsyncDatabase(Protocol):
 
 
 def due_rows(*, ids: Collection[str], queues: Collection[str]) -> DueRows:
-    """Return which rows a relay sends now, without these ids and these queues."""
+    """Return which rows a relay sends now; rows with these ids or of these queues are skipped."""
     now = datetime.now(UTC)
     return DueRows(
         before=now - timedelta(seconds=YOUNG_S), after=now + timedelta(seconds=WRONG_CLOCK_S),

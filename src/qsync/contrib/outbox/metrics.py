@@ -31,7 +31,7 @@ class OutboxCollector(Collector):
         self._relay = relay
 
     def collect(self) -> Iterable[Metric]:
-        """Return the metrics, without those of the backlog until the relay has counted it."""
+        """Yield the metrics; those of the backlog are missing until the relay has counted it."""
         sent = CounterMetricFamily("qsync_outbox_sent", "Rows that this relay has sent.")
         sent.add_metric([], self._relay.sent)
         yield sent
@@ -49,6 +49,6 @@ def backlog_metrics(rows: int, oldest_s: float) -> list[Metric]:
     return [
         GaugeMetricFamily("qsync_outbox_rows", "Rows that wait, counted up to 10,000.", rows),
         GaugeMetricFamily(
-            "qsync_outbox_oldest_seconds", "Age of the oldest row; 0 without rows.", oldest_s
+            "qsync_outbox_oldest_seconds", "Age of the oldest row; 0 if no rows wait.", oldest_s
         ),
     ]

@@ -148,7 +148,7 @@ class _CommittedRows:
         self._statements = statements
 
     def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
-        """Return all rows: the transaction has read them just before its commit."""
+        """Return all rows: the transaction checked just before its commit that they exist."""
         return rows
 
     def earlier(self, row: UnsentRow) -> Sequence[UnsentRow] | None:
@@ -303,12 +303,12 @@ def transaction_of(connection: Any) -> Any:
 
 
 def _has_failed(connection: Any) -> bool:
-    """Return whether an error has aborted the transaction: PostgreSQL then rolls back at COMMIT."""
+    """Return whether an error has aborted the transaction; PostgreSQL then rolls back at COMMIT."""
     return bool(connection.info.transaction_status == TransactionStatus.INERROR)
 
 
 def _rows_with(rows: Sequence[UnsentRow], ids: Sequence[tuple[str]]) -> list[UnsentRow]:
-    """Return the rows that the commit keeps, without rows of savepoints that were rolled back."""
+    """Return the rows with these ids, i.e. without rows of savepoints that were rolled back."""
     found = {id for (id,) in ids}
     return [row for row in rows if row.id in found]
 

@@ -1,8 +1,8 @@
 """Relays send the rows that were not sent by the process that wrote them.
 
-A relay takes rows in batches, sends them, and deletes those that the store has acknowledged. If the
+A relay reads rows in batches, sends them, and deletes those that the store has acknowledged. If the
 relay dies before it deletes the rows, they are sent again. No task runs twice, because the store
-remembers its id.
+remembers the ids of tasks.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _FailingQueue:
 
 
 class _Progress:
-    """State shared by both kinds of relay: backlog, unreadable rows, failing queues and pauses."""
+    """State that both kinds of relay keep: backlog, unreadable rows, failing queues and pauses."""
 
     def __init__(self) -> None:
         self.sent: int = 0
@@ -84,7 +84,7 @@ class _Progress:
         self._warned = -OLD_S
 
     def selection(self) -> DueRows:
-        """Return which rows to take next. Forget failing queues that no longer have rows."""
+        """Return which rows to read next, and forget failing queues that have no more rows."""
         now = time.monotonic()
         for queue in [name for name, each in self._failing.items() if each.until < now - OLD_S]:
             del self._failing[queue]
@@ -135,7 +135,7 @@ class _Progress:
         return pause
 
     def _last_count(self) -> OutboxBacklog | None:
-        """Return the backlog for the health port of a worker."""
+        """Return the backlog in the form that the health port of a worker reports."""
         backlog = self.backlog
         return None if backlog is None else OutboxBacklog(backlog.rows, backlog.oldest_s)
 
@@ -265,7 +265,7 @@ class AsyncRelay(_Progress):
                 sent = await send_async(client, batch.rows, last=self._failing)
                 if sent.ids:
                     await batch.delete(sent.ids)
-        finally:  # as above
+        finally:  # count sent rows even if they cannot be deleted
             self.note_sent(sent)
         await call_hooks_async(client, sent)
         return self.pause_after(batch.more, sent)

@@ -13,12 +13,12 @@ from qsync.formatting import duration
 log: Final = logging.getLogger("qsync.outbox")
 
 REMIND_S: Final = 60.0
-"""Interval of the log lines while an action fails, in seconds."""
+"""Time between two log lines about an action that keeps failing, in seconds."""
 
 
 @dataclass(slots=True)
 class _Failure:
-    """An action that fails."""
+    """Since when an action has failed, and when this was last logged."""
 
     since: float
     logged: float
@@ -51,7 +51,7 @@ class RetryLog:
             log.debug("still cannot %s: %s", action, first_line(error))
 
     def forget(self, action: str) -> None:
-        """Record that nothing is left for an action to do."""
+        """Forget a failing action because there is nothing left for it to do."""
         self._failures.pop(action, None)
 
     def worked(self, action: str) -> None:

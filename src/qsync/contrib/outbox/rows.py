@@ -1,4 +1,4 @@
-"""The rows of an outbox: a task in the store's format, with the fields needed to enqueue it."""
+"""The rows of an outbox: each has a task in the store's format, and what an enqueue needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class UnreadableRow(Exception):
 
 
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
-    """The column `message`, in msgpack. Its nonce is the same each time the row is sent."""
+    """The content of the column `message`, in msgpack.
+
+    The message has a nonce, which stays the same each time the row is sent.
+    """
 
     version: int
     message: bytes
@@ -93,8 +96,8 @@ def new_task_of(row: UnsentRow) -> NewTask:
 
 
 def replacing_lock(row: UnsentRow) -> str:
-    """Return the unique lock of a task that replaces the lock's holder (e.g. `debounce`), else
-    ""."""
+    """Return the row's unique lock if its task replaces the lock's holder, as with `debounce`;
+    otherwise ""."""
     try:
         new = new_task_of(row)
     except UnreadableRow:
@@ -103,7 +106,7 @@ def replacing_lock(row: UnsentRow) -> str:
 
 
 def by_queue(rows: Iterable[UnsentRow]) -> tuple[dict[str, list[NewTask]], list[str]]:
-    """Return the tasks by queue, in order, and the ids of unreadable rows."""
+    """Return the tasks by queue, in the order of the rows, and the ids of unreadable rows."""
     queues: dict[str, list[NewTask]] = {}
     unreadable: list[str] = []
     for row in rows:

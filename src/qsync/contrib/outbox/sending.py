@@ -1,4 +1,4 @@
-"""Sends rows to the store, blocking or with asyncio."""
+"""Sends rows of an outbox to the store, with a blocking client or with asyncio."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Sent:
     because another queue on that node would use up the store's time limit again."""
 
     def note(self, tasks: Sequence[NewTask], reply: list[Enqueued]) -> None:
-        """Record the reply to a call."""
+        """Record the store's reply to a call that sent these tasks."""
         for task, outcome in zip(tasks, reply, strict=True):
             self.ids.append(task.id)
             self.worked.add(task.queue)
@@ -65,7 +65,7 @@ class Sent:
     def refused(
         self, queue: str, tasks: Sequence[NewTask], error: QsyncError, *, cluster: bool
     ) -> Sequence[NewTask]:
-        """Record the error of a call; return the tasks for which a full queue has room."""
+        """Record the error of a call; return the tasks that still fit into a full queue."""
         if isinstance(error, QueueFull) and error.bound is not None:
             self.failed[queue] = error
             return tasks[: error.room]
@@ -95,7 +95,7 @@ async def call_hooks_async(client: AsyncClient, sent: Sent) -> None:
 
 
 def _is_of_queue(error: QsyncError) -> bool:
-    """Return whether an error of a single node concerns only the queue of the call."""
+    """Return whether an error from a store without a cluster concerns only the call's queue."""
     return not isinstance(error, StoreUnavailable | QueueFull)
 
 

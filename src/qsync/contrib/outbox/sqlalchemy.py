@@ -54,7 +54,7 @@ except ModuleNotFoundError as _error:
 MYSQL: Final = ("mysql", "mariadb")
 
 WITHOUT_LOCKS: Final = "sqlite"
-"""Dialect without row locks, for which a relay sends rows outside a transaction."""
+"""Dialect without row locks; a relay sends its rows outside a transaction."""
 
 
 def make_table(name: str, metadata: MetaData) -> Table:
@@ -270,7 +270,7 @@ class SessionHooks:
     def _on_flush(self, session: Session, context: Any) -> None:
         new = [(entity, _row_of(entity)) for entity in session.new if type(entity) is self._entity]
         if new:
-            # Get the engine now: outside a flush, the session may use another engine.
+            # Get the engine now: outside a flush, the session may return another engine.
             engine = session.get_bind(self._entity)
             written = session.info.setdefault(self._written, [])
             written.extend((entity, row, engine) for entity, row in new)

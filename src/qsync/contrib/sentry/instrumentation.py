@@ -48,9 +48,9 @@ def instrument(app: Qsync, *, report: Report = "all", monitors: bool = True) -> 
     monitors  whether Sentry monitors the app's periodic tasks
 
     Errors are grouped by task type and error class. A report includes the task's id, type, queue
-    and attempt, and the server. It includes the payload only if `send_default_pii` is set. A trace
-    continues from the enqueue to the handler. Records of the servers' logger are ignored, so that
-    no error is reported twice. Raises ConfigError if the app has already enqueued or is
+    and attempt, and the server. It includes the payload only if `send_default_pii` is set. The
+    trace of an enqueue continues in the handler. Records of the servers' logger are ignored, so
+    that no error is reported twice. Raises ConfigError if the app has already enqueued or is
     instrumented, or an option is invalid.
     """
     if not isinstance(app, Qsync):
@@ -63,7 +63,7 @@ def instrument(app: Qsync, *, report: Report = "all", monitors: bool = True) -> 
 
 
 class _Sentry:
-    """Creates the spans and the reports."""
+    """Creates the spans of enqueues and runs, and the error reports."""
 
     def __init__(self, report: Report, monitors: Monitors | None) -> None:
         self._report = report
@@ -73,7 +73,7 @@ class _Sentry:
 
     @contextlib.contextmanager
     def sending(self, tasks: Sequence[Any], queue: str | None) -> Iterator[_TracedEnqueue]:
-        """Open a span around an enqueue; the yielded object has the tasks to send."""
+        """Open a span around an enqueue; yield an object with the tasks to send."""
         queues = {queue or getattr(task, "queue", "") for task in tasks}
         types = {task.type for task in tasks if isinstance(task, Task)}
         with sentry_sdk.start_span(
@@ -87,7 +87,7 @@ class _Sentry:
     # Runs.
 
     def serve(self, server: Server) -> None:
-        """Report the runs of this server."""
+        """Trace the runs of this server, and report their errors."""
         server.add_outer_middleware(self.around)
         server.hooks.add("failed", self.failed)
         server.hooks.add("dead", self.dead)
@@ -148,7 +148,7 @@ class _TracedEnqueue:
 
 
 def _with_headers(task: Any, headers: Mapping[str, str]) -> Any:
-    """Return the task with the trace in its headers, or unchanged if the headers have no room."""
+    """Return the task with the trace in its headers; unchanged if they would be too large."""
     if not isinstance(task, Task):
         return task  # the client reports the error
     own = task.headers or {}
@@ -173,12 +173,12 @@ SCOPE_ATTRIBUTE: Final = "_qsync_sentry"
 
 
 def _keep(error: Exception, scope: Scope, span: Any) -> None:
-    with contextlib.suppress(AttributeError):  # the class has slots
+    with contextlib.suppress(AttributeError):  # a class with __slots__
         setattr(error, SCOPE_ATTRIBUTE, (scope, span))
 
 
 def _capture(task: TaskInfo, error: BaseException) -> None:
-    """Send an event for a failed attempt, or a dead task."""
+    """Send an event for a failed attempt or a dead task, with the trace of the run if known."""
     scope, span = getattr(error, SCOPE_ATTRIBUTE, (None, None))
     if scope is None:
         with sentry_sdk.isolation_scope() as other:
@@ -256,7 +256,7 @@ class Monitors:
         self._periodics: dict[str, Periodic] = {}
 
     def watch(self, server: Server) -> None:
-        """Watch the ticks that this server runs."""
+        """Check in for the ticks of this server's periodic tasks that Sentry supports."""
         for task in server.periodic:
             if config_of(task.periodic.schedule) is not None:
                 self._periodics[task.periodic.name] = task.periodic
@@ -288,12 +288,12 @@ class Monitors:
 
 
 def slug_of(name: str) -> str:
-    """Return a monitor's name for a schedule: lower-case letters, digits, - and _."""
+    """Return the name of a schedule's monitor: lower-case letters, digits, - and _."""
     return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:SLUG_LENGTH] or "schedule"
 
 
 def config_of(schedule: Schedule) -> Any:
-    """Return a schedule as Sentry describes it; None if Sentry cannot describe it.
+    """Return Sentry's monitor configuration for a schedule; None if Sentry does not support it.
 
     Sentry supports only cron expressions with five fields, and intervals of whole minutes.
     """

@@ -18,16 +18,16 @@ HELP: Final = """Run the tasks of the project until stopped.
 
 For example: manage.py qsync_worker --processes 4 --queues mail=3,default=1
 
-Ctrl-C or SIGTERM stops gracefully: running tasks get the shutdown timeout; a second signal stops at
-once. SIGHUP restarts the processes one after another, so that they load the current code.
+Ctrl-C or SIGTERM stops gracefully: running tasks have the shutdown timeout to end. A second signal
+stops at once. SIGHUP restarts the processes one after another, so that they load the current code.
 
 Options override the setting QSYNC. --settings, --pythonpath and --skip-checks work as in every
 Django command."""
 
 QUEUES: Final = (
-    "Queues to serve, with weights that share the free slots, e.g. mail=3,default=1; a weight is 1 "
-    "by default. Tasks of other queues wait for another worker.  [default: QUEUES of the setting "
-    "QSYNC, else `default` and all QUEUES of TASKS]"
+    "Queues to serve, e.g. mail=3,default=1. Free slots are shared by weight; the default weight "
+    "is 1. Tasks of other queues wait for another worker.  [default: QUEUES of the setting QSYNC, "
+    "else `default` and all QUEUES of TASKS]"
 )
 
 TARGET: Final = "qsync.contrib.django.worker:app"
@@ -39,7 +39,7 @@ class Command(BaseCommand):
     help = "Runs the tasks of the project until stopped."
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """Run the command line: Django's options first, then those of `qsync worker`."""
+        """Handle Django's options, and pass all other options to `qsync worker`."""
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for name in ("--settings", "--pythonpath"):
             parser.add_argument(name)
@@ -59,7 +59,7 @@ class Command(BaseCommand):
         command(args=rest, prog_name=f"{os.path.basename(argv[0])} {argv[1]}")  # noqa: PTH119
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Refuse a call from Python, since the worker takes over the process."""
+        """Refuse a call from Python, because the worker takes over the process."""
         raise CommandError("qsync_worker: run it as manage.py qsync_worker, not with call_command")
 
     @staticmethod
