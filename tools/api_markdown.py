@@ -1,7 +1,7 @@
 """Replaces the lines `::: name` of a page with docstrings in Markdown.
 
-mkdocstrings adds the docstrings to the HTML of the site. This file adds them to the Markdown
-version of each page, for readers without a browser.
+mkdocstrings adds the docstrings to the HTML of the site. This module adds the docstrings to the
+Markdown version of each page, for readers without a browser.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def _value(parameter: Any) -> str:
 
 
 def _choices(parameter: Any) -> list[str]:
-    """Return the possible values of a Literal. Before typer 0.29, they are in the type."""
+    """Return the possible values of a Literal. Before typer 0.29, the type holds them."""
     described = getattr(parameter, "type_descriptor", None)
     if described is None:
         return [str(choice) for choice in getattr(parameter.type, "choices", ())]

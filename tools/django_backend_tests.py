@@ -3,7 +3,7 @@
     python -m tools.django_backend_tests FOLDER
 
 FOLDER is `tests/tasks` in Django's source, which `pip download --no-binary :all: django` fetches,
-or `tests/tests` in the repository of its backport, django-tasks. This tool downloads nothing.
+or `tests/tests` in the repository of its backport, django-tasks. The tool itself downloads nothing.
 
 The tests cover Django's two backends: DummyBackend only records tasks, and ImmediateBackend runs
 them within `enqueue`. For these tests, QsyncBackend therefore gets the additional features of both:
@@ -29,11 +29,11 @@ MODULES: Final = (
     "test_custom_backend",
 )
 
-IN_PLACE: Final = "tasks of an ImmediateBackend run within enqueue; those of qsync on a server"
+IN_PLACE: Final = "ImmediateBackend runs tasks within enqueue; qsync runs them on a server"
 
 NOT_APPLICABLE: Final[Mapping[str, str]] = {
-    "DummyBackendTestCase.test_refresh_result": "it changes the list of a DummyBackend",
-    "DummyBackendTestCase.test_refresh_result_async": "it changes the list of a DummyBackend",
+    "DummyBackendTestCase.test_refresh_result": "the test changes DummyBackend's list",
+    "DummyBackendTestCase.test_refresh_result_async": "the test changes DummyBackend's list",
     "ImmediateBackendTestCase.test_cannot_get_result": "QsyncBackend has results",
     "ImmediateBackendTestCase.test_cannot_refresh_result": "QsyncBackend has results",
     "ImmediateBackendTestCase.test_get_result_from_different_request": "QsyncBackend has results",
@@ -168,7 +168,7 @@ def main() -> int:
         sys.stdout.write(__doc__ or "")
         return 2
     folder = Path(sys.argv[1]).resolve()
-    inside = not (folder / "tasks.py").exists()  # the backport, with its tasks beside
+    inside = not (folder / "tasks.py").exists()  # the backport keeps its tasks in another folder
     package = f"{folder.parent.name}.{folder.name}" if inside else folder.name
     sys.path.insert(0, str(folder.parents[1] if inside else folder.parent))
     sys.modules.pop("tests", None)

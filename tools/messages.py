@@ -39,7 +39,8 @@ KEYWORDS: Final = {
     "plural_phrase": 2,
     "counted": 2,
 }
-"""Functions that take strings, with the number of their arguments that are forms of the string."""
+"""Functions that take strings to translate, with the number of leading arguments that are forms of
+the string."""
 
 Text = str | tuple[str, ...]
 

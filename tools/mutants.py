@@ -1,8 +1,8 @@
 """python -m tools.mutants: plant each known mistake; print which check finds it, and how soon.
 
 A check that cannot find mistakes proves nothing. `--write` stores the table for
-docs/reliability.md. Arguments are names of mistakes and plant only these; `--sample N` plants N
-random mistakes. The program exits with 1 if a mistake is missed.
+docs/reliability.md. To plant only some mistakes, pass their names as arguments; `--sample N` plants
+N random mistakes. The program exits with 1 if a mistake is missed.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def main() -> int:
             [wheel] = [path for path in first if path.suffix == ".whl"]
             (folder / "third").mkdir()
             check_equal([wheel], [build_from(sdist, folder / "third")])
-            say(f"built twice, and the wheel from the sdist: {sdist.name}, {wheel.name}\n")
+            say(f"built twice, and the wheel also from the sdist: {sdist.name}, {wheel.name}\n")
             check_wheel(wheel)
             _run(sys.executable, "-m", "twine", "check", "--strict", *map(str, first))
             say("contents and metadata are right\n")

@@ -94,7 +94,11 @@ def wrong(shown: Sequence[Shown]) -> list[str]:
     guarantees = {number for one in shown for number in one.guarantee}
     found += [f"fault {row} has no test" for row in missing(faults)]
     found += [f"guarantee {n} has no test" for n in GUARANTEES if n not in guarantees]
-    found += [f"fault {row} has a test, and a reason why not" for row in LEFT_OUT if row in faults]
+    found += [
+        f"fault {row} has both a test and a reason for having none"
+        for row in LEFT_OUT
+        if row in faults
+    ]
     return found
 
 

@@ -43,7 +43,7 @@ TITLES: Final = {
     "Back-off": (ExponentialBackoff, "`retry_delay=ExponentialBackoff(...)`."),
     "The dashboard": (create_app, "`qsync.web.create_app(inspector, ...)`."),
 }
-"""Sections about options that are parameters of functions, with the functions."""
+"""Headings of the sections about functions, each with its function and where its options apply."""
 
 
 def worker_options() -> set[str]:

@@ -38,8 +38,8 @@ def test_repeated_call_does_not_recreate_an_ended_task(rig: Rig) -> None:
 
 
 def test_repeated_call_without_a_sender_recreates_an_ended_task(rig: Rig) -> None:
-    """Without a sender, calls are not remembered. This shows that the senders of the test above
-    matter."""
+    """As a control for the test above, make a call without a sender, which the store does not
+    remember."""
     call = ops.enqueue(rig.keys, rig.tasks("a"), now_us=rig.now)
     rig.run(call)
     rig.complete(*rig.lease())

@@ -12,7 +12,7 @@ app = Qsync("redis://localhost:1", prefix="elsewhere")
 
 
 class Sum(pydantic.BaseModel):
-    """A result that only pydantic can encode."""
+    """A result that requires pydantic to encode."""
 
     total: int
     pid: int

@@ -51,7 +51,7 @@ async def _make_calls(url: str, chance: random.Random, prefix: str) -> str | Non
                 except (QsyncError, TimeoutError, TypeError, ValueError) as error:
                     return f"call {number} of {many} names got {type(error).__name__}: {error}"
                 if answer != many:
-                    return f"call {number} of {many} names got the answer {answer}"
+                    return f"call {number} of {many} names got {answer}"
     finally:
         await broker.aclose()
     return None

@@ -36,7 +36,7 @@ class Ran:
 
 
 def qsync(*words: str, env: dict[str, str | None] | None = None) -> Ran:
-    """Run a command in this process. Its standard input and output are not terminals."""
+    """Run a command in this process, with standard input and output that are not terminals."""
     environment = {"QSYNC_URL": None, "QSYNC_PREFIX": None, "COLUMNS": "80", **(env or {})}
     # If a command raises an exception, users see a traceback, so exceptions fail the test.
     found = CliRunner().invoke(command_line, list(words), env=environment, catch_exceptions=False)
@@ -61,7 +61,7 @@ class Live:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     def serve(self, **config: Any) -> Server:
-        """Start a server and return when it has registered. It is stopped at the end of the
+        """Start a server and return when it has registered. The server stops at the end of the
         test."""
         options = {"lease": 1.0, "sweep": 0.2, "shutdown_timeout": 0.2, **config}
         made = self.app.server(**options)

@@ -17,7 +17,7 @@ from qsync.task import Task
 from tests.support.acl import unlimited
 
 SERVER: Final = "host/1/hand"
-"""Id of this server. It contains slashes, as tokens do."""
+"""Id of this server. The id contains slashes, as tokens do."""
 
 RETENTION_US: Final = 60_000_000
 

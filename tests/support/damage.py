@@ -1,7 +1,7 @@
 """Damages a queue, as an operator, an eviction or a bad disk would, and repairs it.
 
-The model does not cover damaged queues. Their data must not make any script fail. After an audit
-has repaired a queue, it must drain like any other queue.
+The model does not cover damaged queues. Damaged data must not make any script fail, and a queue
+that an audit has repaired must drain like any other queue.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ FAULTS: Final[dict[int, str]] = {
     5: "C code holds the GIL for longer than a lease",
     6: "a handler ignores its timeout and its cancellation",
     7: "a task kills its process on every attempt",
-    8: "a task that kills its process also ends other tasks of that process",
+    8: "a task that kills its process also ends that process's other tasks",
     9: "SIGTERM arrives while tasks run",
     10: "a second signal arrives",
     11: "SIGTERM arrives between the fetch and the start of a task",

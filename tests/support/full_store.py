@@ -27,8 +27,8 @@ def wrong_when_full(store: Store, prefix: str) -> str | None:
     """Run tasks on a full store, then on a store that refuses their settlements; return the first
     problem, or None.
 
-    No other test may use the store. It is emptied first, because leftovers of earlier mistakes
-    would count.
+    No other test may use the store. The store is emptied first, because leftovers of earlier
+    mistakes would count.
     """
     with store.client() as client:
         client.flushall()

@@ -40,7 +40,7 @@ async def poison(url: str, prefix: str, task: Task, *, queue: str) -> None:
 
 
 async def missed_cron(url: str, prefix: str, name: str, task: Task) -> None:
-    """Let a schedule miss its run of an hour ago, as servers record it when they come back."""
+    """Record that a schedule missed its run an hour ago, as servers do when they come back."""
     async with bed(url, prefix) as made:
         await made.inspector.put_schedule(name, task, every=86_400)
         tick_us = (int(time.time()) - 3600) * 1_000_000

@@ -49,14 +49,16 @@ def check(name: str, now: int, before: Dump, after: Dump) -> None:
     assert set(after) <= set(QUEUE_KEYS), f"unknown keys: {set(after) - set(QUEUE_KEYS)}"
     homes = [id for state in STATES for id in after.get(state, {})]
     assert len(homes) == len(set(homes)), "a task is in one state"
-    assert set(homes) == set(after.get("tasks", {})), "a message is there for each, and no more"
+    assert set(homes) == set(after.get("tasks", {})), "each task has exactly one message"
     assert set(after.get("owner", {})) == set(after.get("active", {})), "active tasks are owned"
     assert len(after.get("wake", [])) <= 1, "one wake at most"
-    assert after["meta"][b"schema"] in (b"1", b"2"), "the data say which layout they have"
+    assert after["meta"][b"schema"] in (b"1", b"2"), "the layout is recorded"
     if after.get("holds") or after.get("limited") or b"@" in after.get("limit_rules", {}):
-        assert after["meta"][b"schema"] == b"2", "limits without the layout that has them"
+        assert after["meta"][b"schema"] == b"2", "limits require layout 2"
     check_limits(after)
-    assert set(after.get("successors", {})) <= set(after.get("active", {})), "they wait for an end"
+    assert set(after.get("successors", {})) <= set(after.get("active", {})), (
+        "a successor's task is active"
+    )
     check_locks(after)
     for id in {*homes, *before.get("tasks", {})}:
         was, score = place(before, id)
@@ -73,7 +75,7 @@ def check_other_keys(client: Any, queue: QueueKeys, keys: GlobalKeys) -> None:
         key = raw.decode()
         if key not in structural:
             lasts = client.pttl(key) == -1
-            assert not lasts or key in (keys.queues, keys.servers), f"{key} is left for ever"
+            assert not lasts or key in (keys.queues, keys.servers), f"{key} has no TTL"
             client.unlink(key)
 
 
@@ -81,14 +83,14 @@ def check_counts(dump: Dump, counts: Counts) -> None:
     """Assert that the counts match the contents and that the daily counters add up to the
     totals."""
     states = dict(counts.states)
-    states[TaskState.COMPLETED] += states.pop(TaskState.CANCELLED)  # both share one set
+    states[TaskState.COMPLETED] += states.pop(TaskState.CANCELLED)  # one set holds both
     for name, count in {**states, **counts.others}.items():
         assert count == len(dump.get(name, {})), f"{name}: {count} are counted"
     total = Counter[str]()
     for name, count in counts.stats.items():
         counter, _, day = name.partition(":")
         total[counter] += -count if day else count
-    assert not any(total.values()), f"all days are not the sum: {counts.stats}"
+    assert not any(total.values()), f"the days do not add up to the totals: {counts.stats}"
 
 
 def place(dump: Dump, id: bytes) -> tuple[TaskState | None, float]:
@@ -113,7 +115,7 @@ def check_locks(dump: Dump) -> None:
         if field.startswith(b"@"):
             id = field[1:]
             assert place(dump, id)[0] in UNFINISHED, "a lock outlives its task"
-            assert unique[b"=" + value].partition(b":")[2] == id, "a lock lapsed before its task"
+            assert unique[b"=" + value].partition(b":")[2] == id, "a lock expired before its task"
 
 
 def check_limits(dump: Dump) -> None:
@@ -129,7 +131,7 @@ def check_limits(dump: Dump) -> None:
         use, ready = map(int, stored.get(limit, (b"0", b"0"))[:2])
         assert [use, ready] == counts.get(limit, [0, 0]), f"{limit!r}: counted {use}, {ready}"
     waiting = Counter(entry.partition(b"\0")[2][8:].lstrip(b"\0") for entry in whole_entries(dump))
-    assert waiting == Counter(dump.get("limited", {}).keys()), "each limited task waits once"
+    assert waiting == Counter(dump.get("limited", {}).keys()), "each limited task has one entry"
 
 
 def numbers(state: bytes) -> list[bytes]:
@@ -164,7 +166,7 @@ def whole_entries(dump: Dump) -> list[bytes]:
             markers.add(limit)
         elif not item[8:].strip(b"\0"):
             of_tag = by_tag.get(tag_of(item[:8]), [])
-            assert len(of_tag) == 1, f"{entry!r} stands for one task: {of_tag}"
+            assert len(of_tag) == 1, f"{entry!r} must match one task: {of_tag}"
             others.setdefault(limit, []).append(item + of_tag[0])
         else:
             others.setdefault(limit, []).append(item)

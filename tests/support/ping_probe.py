@@ -2,8 +2,8 @@
 
     python -m tests.support.ping_probe PORT
 
-It pings every millisecond until its input ends. Then it prints the start (by CLOCK_MONOTONIC) and
-the duration of every round trip as JSON, in seconds.
+The probe pings every millisecond until its input ends. Then it prints the start (by
+CLOCK_MONOTONIC) and the duration of every round trip as JSON, in seconds.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ needs_postgres: Final = pytest.mark.skipif(
 
 
 class Postgres:
-    """A server with one database. It can be killed and started again."""
+    """A server with one database, which tests can kill and start again."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="qsync-pg-"))

@@ -80,7 +80,7 @@ class History:
             return found if len(found) >= count else None
 
         found = wait_until(
-            enough, timeout=timeout, message=f"fewer than {count} times {kind!r} in {timeout} s"
+            enough, timeout=timeout, message=f"fewer than {count} events {kind!r} in {timeout} s"
         )
         assert found is not None
         return found

@@ -32,7 +32,8 @@ class Bench:
         self.url, self.prefix, self.broker, self.client = url, prefix, broker, client
 
     def server(self, mux: Mux, **config: Any) -> Server:
-        """Return a server that has not been started. It recovers tasks and stops quickly."""
+        """Return a server that has not been started, with options that let it recover tasks and
+        stop quickly."""
         config = {"lease": 1.0, "sweep": 0.2, "shutdown_timeout": 2.0, **config}
         return Server(redis_clients.parse(self.url), prefix=self.prefix, mux=mux, **config)
 

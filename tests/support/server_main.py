@@ -45,7 +45,7 @@ note: Note
 
 
 class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Instructions for a handler: the payload of a task. Times in seconds.
+    """Instructions for a handler, in the payload of its task. Times are in seconds.
 
     sleep       duration of the run
     sleep_at    duration by server id
@@ -54,7 +54,7 @@ class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
     fail_at     ids of servers on which all attempts fail
     progress_at ids of servers on which it reports a progress of 50 %
     die         kill the process by SIGKILL
-    hold_at     by server id, a FIFO: `hold` ends when it is opened for writing
+    hold_at     a FIFO by server id; `hold` ends when the FIFO is opened for writing
     """
 
     sleep: float = 0.0

@@ -102,13 +102,13 @@ async def _awaited(url: str, prefix: str, queue: str) -> str | None:
         async with contextlib.aclosing(AsyncBroker(address)) as broker:
             began = time.monotonic()
             await broker.run(views.counts(QueueKeys(prefix, queue)))
-            if wrong := _late("a first call that is awaited", began):
+            if wrong := _late("a first async call", began):
                 return wrong
     async with AsyncClient(AsyncBroker(address), prefix=prefix) as client:
         began = time.monotonic()
         with contextlib.suppress(StoreUnavailable):
             await client.enqueue(Task("t", queue=queue))
-        return _late("an enqueue that is awaited", began)
+        return _late("an async enqueue", began)
 
 
 async def _periodic(url: str, prefix: str, queue: str) -> str | None:

@@ -521,9 +521,9 @@ def free_port() -> int:
 
 
 class Watchdog:
-    """A process that outlives this process briefly and ends the servers that are left behind. It
-    notices the death of this process when a pipe closes. Linux's parent-death signal comes too
-    early, namely when the thread that started the server ends.
+    """A process that outlives this process briefly and ends the servers that are left behind. The
+    watchdog notices the death of this process when a pipe closes. Linux's parent-death signal comes
+    too early, namely when the thread that started the server ends.
     """
 
     _program = """

@@ -426,7 +426,7 @@ def test_stopped_drain_gives_handlers_no_more_time(shop: Shop, qsync: Kit) -> No
 def test_errors_of_unusual_classes_are_raised(shop: Shop, qsync: Kit) -> None:
     class Noted(Exception):
         def add_note(self, note: str) -> None:
-            raise TypeError("notes are something else here")
+            raise TypeError("add_note has another meaning here")
 
     @shop.app.task(name="raise", retry=0)
     async def fail() -> None:

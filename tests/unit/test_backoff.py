@@ -41,9 +41,9 @@ def test_default_windows_grow_from_seconds_to_an_hour() -> None:
 @pytest.mark.faults(44)
 @pytest.mark.parametrize("seed", range(5))
 def test_retries_after_a_mass_failure_are_spread(seed: int) -> None:
-    """10,000 tasks that failed at the same time are retried evenly over each window, and the
-    windows grow. The first window is under a second, so that a short failure costs little; in the
-    third, 2 % of the tasks are retried per second."""
+    """The retries of 10,000 tasks that failed at the same time are spread evenly over each window,
+    and the windows grow. The first window is under a second, so that a short failure costs little.
+    In the third, 2 % of the tasks are retried per second."""
     chance = random.Random(seed).random
     for attempt, (least, most) in enumerate(WINDOWS_S, 1):
         width = (most - least) / 50

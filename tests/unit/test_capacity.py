@@ -18,7 +18,7 @@ async def test_a_server_leases_tasks_ahead_soon_after_many_starts() -> None:
     ahead = capacity.fetch_size() - 100
     assert ahead > 0
     capacity.started += MEASUREMENT_STARTS
-    assert capacity.fetch_size() - 100 > ahead, "the more it has started, the more it leases"
+    assert capacity.fetch_size() - 100 > ahead, "the more tasks have started, the more are leased"
 
 
 async def test_prefetch_bounds_the_tasks_leased_ahead() -> None:
@@ -32,7 +32,7 @@ async def test_quick_tasks_wait_for_a_thread_in_slots_beyond_concurrency() -> No
     assert capacity.slots == 6
     capacity.started += 10 * MEASUREMENT_STARTS
     ahead = capacity.fetch_size() - 6
-    assert 6 < capacity.slots < 6 + ahead, "they are among the tasks that are leased ahead"
+    assert 6 < capacity.slots < 6 + ahead, "tasks leased ahead include them"
     capacity.running = capacity.slots
     assert capacity.in_use == 6
     assert capacity.open_slots() == 0

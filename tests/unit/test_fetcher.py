@@ -28,8 +28,8 @@ from tests.support.stores import Store
 def test_unconfirmed_lease_is_as_old_as_its_first_fetch(
     own_store: Store, prefix: str, age: float, left: float
 ) -> None:
-    """The store is lost after it has answered a repeated fetch; the leases date from the first try
-    and may have expired."""
+    """The store becomes unavailable after it has answered a repeated fetch. The leases date from
+    the first try, so they may have expired."""
 
     async def main() -> None:
         config, broker = Config(lease=3), AsyncBroker(redis_clients.parse(own_store.url))

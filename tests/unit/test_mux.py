@@ -74,7 +74,8 @@ async def async_generator(task: TaskInfo) -> AsyncIterator[int]:
     ],
 )
 def test_unusable_handler_is_refused_at_registration(function: Any, says: str) -> None:
-    """Otherwise, each task of this type would fail, or complete without having done anything."""
+    """With such a handler, each task of its type would fail, or complete without having done
+    anything."""
     mux = Mux()
     with pytest.raises(ConfigError, match=f"^handler of 't': .*{re.escape(says)}"):
         mux.handle("t")(function)

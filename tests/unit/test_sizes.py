@@ -16,10 +16,10 @@ FUNCTION_LINES: Final = 40
 """Maximum number of lines of a function, without its signature and decorators."""
 
 LONG_FILES: Final[dict[str, int]] = {}
-"""Files that are still too long, with their numbers of lines. This list must only shrink."""
+"""Files that are still too long, with their numbers of lines; the list may only shrink."""
 
 LONG_FUNCTIONS: Final = {}
-"""Functions that are still too long, with their numbers of lines. This list must only shrink."""
+"""Functions that are still too long, with their numbers of lines; the list may only shrink."""
 
 SHARED_NAMES: Final = {"Meta", "Migration", "Schedule", "Task"}
 """Names that several classes may have: Django's conventions, and the Django models of a schedule

@@ -120,7 +120,7 @@ def test_stored_runs_of_equal_duration_show_that_duration(took_s: float) -> None
 
 
 def test_stored_histogram_is_off_by_15_percent_at_most() -> None:
-    """This applies to minutes, hours and weeks, and to many distributions."""
+    """The bound holds for minutes, hours and weeks, and for many distributions."""
     chance = random.Random(7)
     for _ in range(40):
         width, middle = chance.choice([0.02, 0.4, 1.0]), chance.uniform(-5, 6)
@@ -270,7 +270,7 @@ def test_slowest_runs_of_two_days_are_kept() -> None:
     assert decode_slow_runs(b"?") == []
     for _ in range(4):
         stored = rolled(stored, {}, now + 95 * 1440)
-    assert [*stored] == [DIRECTORY], "it goes with its type"
+    assert [*stored] == [DIRECTORY], "the runs are deleted with their type"
 
 
 def test_starts_of_one_version_within_an_hour_are_one_entry() -> None:

@@ -58,7 +58,7 @@ def test_wrong_option_is_refused_by_its_name_and_value(options: dict[str, Any], 
 
 
 def reindex(document: int) -> None:
-    """The function of a task."""
+    """Stand in for a task function."""
 
 
 @pytest.mark.parametrize(

@@ -214,8 +214,8 @@ def test_record_arrives_as_sent(amount: Decimal, at: datetime, extra: Any, ids: 
 
 
 def test_excluded_field_of_a_model_keeps_its_value() -> None:
-    """`difference` gets the fields of a model from the code under test, while this test does
-    not."""
+    """Unlike `difference`, this test reads the fields of the model itself, not through the code
+    under test."""
     value = Secret(shown=1, hidden="kept", theName=5)
     for got in (
         through(value, Secret),
@@ -227,7 +227,8 @@ def test_excluded_field_of_a_model_keeps_its_value() -> None:
 
 @pytest.mark.parametrize("value", [NAIVE.replace(fold=1), time(1, 30, fold=1)])
 def test_second_pass_through_an_hour_differs_from_the_first(value: Any) -> None:
-    """`fold` matters if a time zone is set later, but `==` ignores it."""
+    """`fold` matters if a time zone is set later, so it must be kept, but `==` does not compare
+    it."""
     cls = type(value)
     assert through(value).fold == returned(value).fold == 1
     assert through(value, cls).fold == returned(value, cls).fold == 1
@@ -278,7 +279,8 @@ def test_dataclass_of_pydantic_is_carried() -> None:
 
 
 def test_moments_of_a_repeated_hour_may_be_keys_and_members() -> None:
-    """`==` treats them as different from the same moments with a fixed offset."""
+    """Such a moment does not compare equal to the same moment with a fixed offset, which is what
+    decoding returns."""
     at = datetime(2026, 11, 1, 1, 30, tzinfo=ZoneInfo("America/New_York"), fold=1)
     for got in (through({at: 1}, dict[datetime, int]), through({at}), through({at}, set[datetime])):
         assert [one.isoformat() for one in got] == [at.isoformat()]

@@ -1,6 +1,6 @@
 """Every option of a public name rejects a wrong value at once, with an error that names the option.
 Each option is passed each of the values below, while the other options keep their defaults. Other
-tests check accepted values. Here, no value may cause an internal Python error.
+tests check accepted values. In these tests, no value may cause an internal Python error.
 """
 
 from __future__ import annotations

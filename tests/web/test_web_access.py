@@ -62,7 +62,7 @@ def all_routes(app: Dashboard) -> list[tuple[str, str]]:
 async def test_every_route_is_denied_to_strangers(
     valkey: Store, prefix: str, options: dict[str, Any], status: int
 ) -> None:
-    """This includes files, metrics, pages that do not exist, and every HTTP method."""
+    """Files, metrics and pages that do not exist are also denied, with every HTTP method."""
 
     async with dashboard(valkey, prefix, read_only=False, **options) as (client, made, app):
         routes = [
@@ -154,7 +154,7 @@ def test_wrong_tries_are_bounded_and_forgotten_after_a_minute() -> None:
     assert tries.wait("1.2.3.4") == 0
     for n in range(5):
         tries.failed(f"2001:db8::{n}")
-    assert tries.wait("2001:db8::ffff") > 0, "an IPv6 network is one address"
+    assert tries.wait("2001:db8::ffff") > 0, "an IPv6 network counts as one address"
     for n in range(MAX_ADDRESSES + 10):
         tries.failed(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}")
     assert len(tries._failed) == MAX_ADDRESSES
@@ -274,8 +274,8 @@ async def test_bodies_and_addresses_are_limited(valkey: Store, prefix: str) -> N
 async def test_host_names_that_are_not_allowed_are_refused(
     valkey: Store, prefix: str, host: str, status: int
 ) -> None:
-    """Otherwise, a page of another site whose name resolves to this machine could read the
-    dashboard."""
+    """If any host name were accepted, a page of another site whose name resolves to this machine
+    could read the dashboard."""
 
     options = {"auth": "host", "hosts": ["localhost", "127.0.0.1", "::1"]}
     async with dashboard(valkey, prefix, **options) as (client, _, _app):

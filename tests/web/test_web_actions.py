@@ -143,7 +143,7 @@ async def test_a_message_is_shown_once(valkey: Store, prefix: str) -> None:
         await web.bed.enqueue(Task("t"))
         await web.client.post("/queue/pause", data={"queue": "default"}, headers=SAME)
         refreshed = await web.client.get("/queues", headers={"X-Qsync-Refresh": "1"})
-        assert said(refreshed.text) == "", "a page in the background does not remove the message"
+        assert said(refreshed.text) == "", "a refresh does not consume the message"
         assert said((await web.client.get("/queues")).text) == "Queue default is paused."
         assert said((await web.client.get("/queues")).text) == ""
         web.client.cookies.set("qsync_flash", "%%%")

@@ -312,7 +312,7 @@ def test_dashboard_works_without_scripts(system: Live, visit: Callable[..., Visi
     web.click("Очереди", "link")
     wait_until(lambda: web.page.title() == f"Очереди · {system.prefix}")
     web.click("English")
-    web.page.goto("about:blank")  # skip the checks of the last page, which ran no script
+    web.page.goto("about:blank")  # the last page runs no script to check
 
 
 def test_search_goes_on_by_itself_and_changes_all_that_match(

@@ -21,8 +21,8 @@ from tests.support.stores import Store
 
 
 def steps(*pending: int | None, seconds: float = 5.0, **last: int) -> Steps:
-    """Return intervals at whose end these numbers of tasks were pending. None stands for a missing
-    sample; `last` replaces figures of the last interval."""
+    """Return intervals at whose end these numbers of tasks were pending. None is a missing sample;
+    `last` replaces figures of the last interval."""
     found: list[tuple[float, Figures] | None] = [
         None if count is None else (seconds, Figures(0, 0, 0, 0, 0.0, count, 0))
         for count in pending
@@ -120,7 +120,7 @@ async def died_until_acknowledged(made: Bed) -> None:
     options: dict[str, Any] = {"auth": "host", "read_only": False}
     async with create_app(made.inspector, **options) as app, visiting(app) as client:
         [until] = re.findall(r'name="until" value="(.*?)"', (await client.get("/")).text)
-        await made.dead(Task("mail"), error=TRACE)  # dies after the page was read
+        await made.dead(Task("mail"), error=TRACE)  # the task dies after the page was read
         form = {"queue": "default", "until": html.unescape(until)}
         for _ in range(2):
             answer = await client.post("/dead/acknowledge", data=form, headers=SAME)

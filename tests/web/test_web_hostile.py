@@ -98,7 +98,7 @@ def test_hostile_texts_execute_nothing_and_break_no_policy(
             assert (hits, web.wrong) == ([], []), path
             if path.startswith("/task?") and "id=c" not in path:
                 texts += web.page.locator("pre.trace").count()
-        assert texts == len(TEXTS), "each dead task was shown, and its error"
+        assert texts == len(TEXTS), "each dead task was shown with its error"
         web.page.wait_for_url(
             "**/dead/run"
         )  # the last page continues automatically, and shows an error

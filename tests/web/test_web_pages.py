@@ -297,9 +297,9 @@ async def test_charts_show_sampled_values(valkey: Store, prefix: str) -> None:
         took, grown = steps[-1]
         assert (grown.enqueued, grown.completed, took > 0) == (10, 0, True)
         assert sampler.series("default")[-1] == steps[-1]
-        assert sampler.series("none")[-1] is None, "the last sample does not have this queue"
+        assert sampler.series("none")[-1] is None, "the last sample does not contain this queue"
         text = (await client.get("/")).text
-        assert text.count("<svg") == 7, "the brand, three of minutes, three of days"
+        assert text.count("<svg") == 7, "the logo, three charts of minutes, three of days"
         for _ in range(400):
             sampler._samples.append(sampler._samples[-1])
         assert len(sampler.series()) == 180, "it is bounded"

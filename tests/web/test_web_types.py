@@ -67,7 +67,7 @@ async def test_types_are_listed_sorted_and_shown_with_charts(store: Store, prefi
             r"<li><span>\d\d:\d\d UTC: tasks completed 0, failed attempts 0</span></li>", plain
         )
         assert "the scale ends at 1,000" in plain
-        assert plain.count("<tr>") == 2, "the table head, and the interval with runs"
+        assert plain.count("<tr>") == 2, "the header row, and the interval with runs"
         for period in ("24h", "7d", "90d"):
             assert "1,200" in await page(web, "/type", type="mail", period=period)
         assert "No runs in this period." in await page(web, "/type", type="unknown")

@@ -72,7 +72,7 @@ def test_recovery_log_names_as_many_tasks_as_fit_and_each_dead_task(
 
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:
-            payload = os.urandom(40_000)  # so long that one page does not hold all tasks
+            payload = os.urandom(40_000)  # so large that the tasks need several pages
             await b.client.enqueue_many(Task("wait", payload, id=f"t{n}") for n in range(30))
             await hold(b, 30, "gone")
             async with b.server(mux, max_crashes=1, concurrency=3):

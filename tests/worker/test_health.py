@@ -141,7 +141,8 @@ def inspect(url: str, work: Callable[[Any], Any]) -> Any:
 
 @pytest.mark.faults(4)
 def test_probes_follow_the_states_of_a_worker(tmp_path: Path, store: Store) -> None:
-    """The worker starts, is ready, is quiet, is blocked, is not alive, is free again, and stops."""
+    """The worker starts, becomes ready, goes quiet, is blocked, counts as not alive, recovers, and
+    stops."""
     (tmp_path / "hold").touch()
     options = ("--health-port", "0", "--live-limit", "3", "--lease", "3")
     with Probed(tmp_path, store.url, *options) as worker:
@@ -449,12 +450,12 @@ def at(second: float, **values: Any) -> ScaleSample:
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(), 6, 60.0,
         ),
-        # The same load, with a target of 60 s.
+        # The same load as above, with a target of 60 s.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(target_s=60), 4, 60.0,
         ),
-        # The same load, with workers that are known to run 2 tasks per second.
+        # The same load as above, with workers that are known to run 2 tasks per second.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(per_worker=2), 15, 60.0,
@@ -710,7 +711,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 def test_silent_connections_of_one_address_do_not_block_others(served: HealthServer) -> None:
-    """An address cannot block itself either: its own oldest connection is closed."""
+    """Even the address itself is not blocked, because its own oldest connection is closed."""
     opened = silent(served, 3 * http_server.CONNECTIONS)
     try:
         for source in ("127.0.0.1", "127.0.0.2"):

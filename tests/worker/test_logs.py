@@ -192,8 +192,8 @@ def plant(store: Store, keys: QueueKeys) -> None:
 @pytest.mark.faults(15)
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_payloads_and_passwords_are_in_no_output(tmp_path: Path, valkey: Store, form: str) -> None:
-    """With --log-errors class, this covers all ways in which a task can fail. Each record is one
-    line."""
+    """With --log-errors class, no failure of any kind puts payloads or passwords into the output.
+    Each record is one line."""
     valkey.flush()
     valkey.command("ACL", "SETUSER", "probe", "on", f">{PASSWORD}", "~*", "&*", "+@all")
     parts = urlsplit(valkey.url)
@@ -291,7 +291,7 @@ app = Qsync(mux=mux)
 """
 
 NOISY_TASKS = 1500
-"""Number of tasks. Together, their warnings exceed the size of a pipe."""
+"""Number of tasks, whose warnings together exceed the size of a pipe."""
 
 
 def _close_output() -> None:
@@ -352,7 +352,7 @@ def test_unread_log_lines_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatc
     handler.flush()
     assert time.monotonic() - began < 5
     seen, dropped = b"", 0
-    while dropped < 50:  # the pipe and the queue have room for about thirty
+    while dropped < 50:  # the pipe and the queue hold about thirty
         seen += os.read(reading, 65536)
         lines = [line for line in seen.splitlines() if line.endswith(b"dropped here")]
         dropped = sum(int(line.split()[0]) for line in lines)
@@ -433,7 +433,7 @@ def test_log_level_is_info_by_default() -> None:
         assert isinstance(root.handlers[0], logs.Lines)
 
 
-# Records without a worker. The fields are added in any program that runs a server.
+# Records without a worker. Any program that runs a server adds these fields.
 
 
 def test_records_about_tasks_have_fields(

@@ -194,7 +194,7 @@ def test_processes_share_the_tasks_and_stop_with_exit_code_0(tmp_path: Path, sto
         (tmp_path / "go").touch()
         worker.enqueue("frozen")
         [(frozen, collected)] = worker.wait_history("frozen", 1)
-        assert frozen > 4 * collected  # a full collection skips the objects created at startup
+        assert frozen > 4 * collected  # a full garbage collection skips startup objects
         assert worker.end() == 0, worker.out()
         out = worker.out()
         assert "serves shop:app" in out
@@ -450,7 +450,7 @@ def test_reload_picks_up_a_changed_file_and_survives_a_broken_one(
         worker.wait_ready(1)
         worker.enqueue("note")
         worker.wait_history("first")
-        (tmp_path / "texts.py").write_text("WORD = 'again'\n")  # of the same size
+        (tmp_path / "texts.py").write_text("WORD = 'again'\n")  # the file size stays the same
         worker.wait_ready(2)
         wait_until(lambda: gone(worker.started()[0]))
         worker.enqueue("note")
@@ -494,7 +494,7 @@ def test_refused_store_ends_the_parent_with_the_reason(tmp_path: Path, store: St
 @pytest.mark.faults(17)
 @pytest.mark.guarantee(7)
 def test_a_process_that_starts_while_the_store_is_away_waits_for_it(tmp_path: Path) -> None:
-    """The worker keeps trying, and stops when requested."""
+    """The worker keeps trying to reach the store, and stops when requested."""
     debug = ("--log-level", "debug")  # otherwise, only the first try is logged
     with Store(aof=True) as store, Worker(tmp_path, store.url, *debug) as worker:
         worker.wait_ready(1)
@@ -552,7 +552,7 @@ MISTAKES = {
     "no inner attribute": (["shop:Holder.outer"], "class Holder has no attribute 'outer'"),
     "wrong type": (["shop:mux"], "shop:mux is a Mux, neither a Qsync nor a function"),
     "a class": (["shop:Holder"], "shop:Holder is class Holder, neither"),
-    "a factory of something else": (["shop:mux.find"], "needs arguments"),
+    "a bound method that needs arguments": (["shop:mux.find"], "needs arguments"),
     "a factory with arguments": (["shop:make_with"], "needs arguments"),
     "a factory that raises": (["shop:broken"], "calling shop:broken: KeyError: 'nothing there'"),
     "an async factory": (["shop:make_async"], "is an async function"),
@@ -650,7 +650,7 @@ def test_app_comes_from_the_environment_or_the_argument(
 
 @pytest.mark.parametrize("target", ["shop:app", "shop:make", "shop:Holder.inner"])
 def test_app_is_loaded_from_its_target(target: str, invoke: Callable[..., Result]) -> None:
-    """The app is found, but it is rejected because of its queues, so no process starts."""
+    """The app is found, but --queues is rejected, so no process starts."""
     done = invoke("worker", target, "--queues", "?", QSYNC_URL="redis://127.0.0.1:1")
     assert "queues: '?' is not 1 to 128 characters" in done.stderr
 
@@ -731,7 +731,7 @@ time.sleep(60)
 """
     code, one = supervise(plan(program), abandoner_for(store), stop)
     assert 0.5 <= time.monotonic() - began[0] < 3
-    assert code == 1, "this was not a clean stop"
+    assert code == 1, "the worker reports that the stop was not clean"
     assert one._children == set()
 
 

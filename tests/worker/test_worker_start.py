@@ -90,7 +90,7 @@ def test_failing_lifespan_logs_one_record_per_try_and_ends_the_worker(
     with Worker(tmp_path, store.url, "--log-format", form) as worker:
         assert worker.process.wait(timeout=120) == 1, worker.out()
         lines = worker.out().splitlines()
-    assert len(worker.started()) == 5, "it takes a few tries"
+    assert len(worker.started()) == 5, "the worker tries five times"
     if form == "text":
         assert all(text[:4].isdecimal() and "Z " in text[:30] for text in lines), worker.out()
         failed = [text for text in lines if " failed to start: " in text]
@@ -101,7 +101,7 @@ def test_failing_lifespan_logs_one_record_per_try_and_ends_the_worker(
         assert len(traces) == 4
         assert all(line in trace and "site-packages" not in trace for trace in traces)
         assert all("contextlib" not in trace for trace in traces)
-    assert len(failed) == 4, "the fifth is in the last line"
+    assert len(failed) == 4, "the last line reports the fifth"
     assert all(message in text for text in failed)
     assert "giving up: process 1 failed to start 5 times in a row" in lines[-1]
     assert message.partition("\\n")[0] in lines[-1]
@@ -132,7 +132,7 @@ def test_traceback_of_an_uncaught_exception_is_a_record(tmp_path: Path, store: S
 def test_signal_while_the_app_is_imported_ends_the_worker_with_a_line(
     tmp_path: Path, store: Store, swallow: bool
 ) -> None:
-    """This also applies if the imported code catches every exception."""
+    """The stop must succeed even if the imported code catches every exception."""
     wait = "(HERE / 'importing').touch()\n" + (
         "while not (HERE / 'go').exists(): time.sleep(0.01)\n"
     )
