@@ -127,8 +127,8 @@ class Qsync(Registry):
         """Return a new server for the app's tasks and periodic tasks, and the handlers of `mux`.
 
         Takes the options of `qsync.server.config.Config`; the app's options are the defaults. The
-        server does not know tasks that are defined later. Raises ConfigError when two handlers have
-        the same type, or an option is wrong.
+        server has no handlers for tasks that are defined after this call. Raises ConfigError when
+        two handlers have the same type, or an option is wrong.
         """
         # Imported here, so that programs that only enqueue start sooner.
         from qsync.server.child_context import ChildSetup

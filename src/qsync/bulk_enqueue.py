@@ -56,7 +56,7 @@ class RoundTrip(NamedTuple):
 
 
 class BulkEnqueue(Generic[T]):
-    """The tasks of one `enqueue_many`: cuts them into round trips and makes their handles.
+    """Cuts the tasks of one `enqueue_many` into round trips, and creates their handles.
 
     The constructor checks all tasks; InvalidTask names the index of the first invalid task. Tasks
     are encoded, and handles created, in pieces, while the store works on other tasks.

@@ -1,9 +1,10 @@
 """Encodes values and messages for the store, and decodes them.
 
 All data in the store is msgpack; nothing is ever unpickled. The envelope of a message is a msgpack
-array. Its first element is VERSION, its second the time of enqueue by the store's clock. The client
-sends the elements after these two (`encode_tail`), and the script puts `head` and the eight bytes
-of the time before them. A later minor version appends elements, which this version ignores.
+array. The first element of the envelope is VERSION, and the second is the time of enqueue by the
+store's clock. The client sends the elements after these two (`encode_tail`), and the script adds
+`head` and the eight bytes of the time in front of them. A later minor version appends elements,
+which this version ignores.
 """
 
 from __future__ import annotations

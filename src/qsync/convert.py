@@ -22,8 +22,8 @@ from qsync.errors import ConfigError
 Convert = Callable[[bytes | msgspec.Raw], Any]
 """A function that converts msgpack to a value of its type.
 
-It raises one of MISFITS if the bytes are not a value of the type; `misfit` turns the exception into
-a message.
+The function raises one of MISFITS if the bytes are not a value of the type; `misfit` turns the
+exception into a message.
 """
 
 MISFITS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
@@ -82,7 +82,10 @@ def is_steady(annotation: Any) -> bool:
 
 
 def converter(annotation: Any) -> Convert:
-    """Return a converter for the annotated type. Raise ConfigError if no payload can hold it."""
+    """Return a converter for the annotated type.
+
+    Raise ConfigError if no payload can hold such values.
+    """
     if annotation is Any or annotation is object:
         return as_it_is
     if any(map(_is_pydantics, nodes(annotation))):

@@ -25,13 +25,14 @@ IN_TWO: Final = 32
 class Batcher(Generic[T, U]):
     """Combines concurrent requests into batches, one batch in flight at a time, in order.
 
-    Items that arrive while a batch is in flight go into the next one: an idle batcher sends at
-    once, a busy one sends large batches. When IN_TWO or more items arrive together, half of them go
-    first: from then on the store works on one half while the callers of the other half continue. If
-    a batch fails, all its callers get the error. A lone caller sends its own item directly, which
-    is faster. The caller sends at once if no other callback of the event loop is ready to run. Some
-    event loops, such as uvloop's, do not reveal whether callbacks are ready. On such a loop, a lone
-    caller sends at once if no item came while the last lone caller's item was in flight.
+    Items that arrive while a batch is in flight go into the next one. So an idle batcher sends at
+    once, and a busy batcher sends large batches. When IN_TWO or more items arrive together, half of
+    them go first: from then on the store works on one half while the callers of the other half
+    continue. If a batch fails, all its callers get the error. A lone caller sends its own item
+    directly, which is faster. The caller sends at once if no other callback of the event loop is
+    ready to run. Some event loops, such as uvloop's, do not reveal whether callbacks are ready. On
+    such a loop, a lone caller sends at once if no item came while the last lone caller's item was
+    in flight.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
     `too_late` returns. No caller expires while the store keeps answering: a caller expires only

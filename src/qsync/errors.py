@@ -168,8 +168,8 @@ class SkipRetry(QsyncError):
 class Snooze(QsyncError):
     """Raise it in a handler to have this task run again after `delay`; no attempt is counted.
 
-    `delay` is in seconds or a timedelta, from 0 to ten years; another value raises ConfigError. A
-    task whose deadline comes before the end of the delay dies at once.
+    `delay` is in seconds or a timedelta, from 0 to ten years; another value raises ConfigError. If
+    the task's deadline is before the end of the delay, the task is dead at once.
     """
 
     def __init__(self, delay: float | timedelta, message: str = "") -> None:

@@ -1,7 +1,8 @@
 """The fingerprint of an error: the task's type, the exception's class and the raising function.
 
-It is computed from the error text in the store, so it does not depend on the server. Servers append
-the fingerprint to each failure record, as a mark that a script in the store can count.
+The fingerprint is computed from the error text in the store, so it does not depend on the server.
+Servers append the fingerprint to each failure record, as a mark that a script in the store can
+count.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Formats numbers, durations, sizes, times and commands as readable text. Without I/O.
 
-These strings come only from numbers, clocks and our own names, so they need no escaping.
-`printable` and `csv_cell` escape other strings.
+The results contain only numbers, times and qsync's own names, so they need no escaping. `printable`
+and `csv_cell` escape other strings.
 """
 
 from __future__ import annotations

@@ -92,13 +92,13 @@ class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
 class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
     """A reference to an enqueued task, with its status and its result.
 
-    `created` is True when the call that returned the handle created the task. It is False when
-    another task held the id or the unique lock; the handle then refers to that other task. It is
-    also False on a handle from `client.handle` or `client.find`.
+    `created` is True when the call that returned the handle created the task. `created` is False
+    when another task held the id or the unique lock; the handle then refers to that other task.
+    `created` is also False on a handle from `client.handle` or `client.find`.
 
-    `confirmed` is None unless the call asked for `durability`. True: the store has the task on disk
-    or on a replica. False: the store did not confirm that in time, and the task may be lost if the
-    store fails.
+    `confirmed` is None unless the call asked for `durability`. True means that the store has the
+    task on disk or on a replica. False means that the store did not confirm this in time, so the
+    task may be lost if the store fails.
 
     Handles are equal when their ids and queues are equal.
     """
@@ -168,13 +168,13 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
 class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
     """A reference to an enqueued task, with its status and its result.
 
-    `created` is True when the call that returned the handle created the task. It is False when
-    another task held the id or the unique lock; the handle then refers to that other task. It is
-    also False on a handle from `client.handle` or `client.find`.
+    `created` is True when the call that returned the handle created the task. `created` is False
+    when another task held the id or the unique lock; the handle then refers to that other task.
+    `created` is also False on a handle from `client.handle` or `client.find`.
 
-    `confirmed` is None unless the call asked for `durability`. True: the store has the task on disk
-    or on a replica. False: the store did not confirm that in time, and the task may be lost if the
-    store fails.
+    `confirmed` is None unless the call asked for `durability`. True means that the store has the
+    task on disk or on a replica. False means that the store did not confirm this in time, so the
+    task may be lost if the store fails.
 
     Handles are equal when their ids and queues are equal.
     """

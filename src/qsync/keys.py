@@ -218,7 +218,7 @@ class GlobalKeys:
 
     @property
     def queues(self) -> str:
-        """Key of the set of the names of all queues."""
+        """Key of the set of all queue names."""
         return f"{self.prefix}:queues"
 
     @property

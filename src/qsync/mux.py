@@ -51,8 +51,8 @@ Arguments = Callable[[TaskInfo], tuple[Sequence[Any], Mapping[str, Any]]]
 
 
 CarryResult = Callable[[Any], Any]
-"""A function that converts a handler's value to the stored result. It raises CodecError if a reader
-would get another value.
+"""A function that converts a handler's value to the stored result. The function raises CodecError
+if a reader would receive a different value.
 """
 
 

@@ -96,7 +96,7 @@ def new_nonce() -> bytes:
 
 
 def new_id() -> str:
-    """Return a random task id: 22 characters, 132 bits. It never begins with `-`."""
+    """Return a random task id: 22 characters, 132 bits. The id never begins with `-`."""
     forks.notice()
     return _next_id()
 

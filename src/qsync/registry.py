@@ -149,9 +149,9 @@ class Registry:
         raises, or a list of the wrong length, fails all tasks of the call. Each task has its own
         lease, attempts, retries, deadline and result. The timeout of the call is the shortest of
         the tasks' timeouts. A task that is cancelled while the call runs ends as cancelled when the
-        call ends; the call itself is cancelled once all of its tasks are cancelled. A call takes
-        one slot of `concurrency`. A task that was interrupted by a server crash runs in a call of
-        its own.
+        call ends; the call itself is cancelled once all of its tasks are cancelled. A call uses one
+        slot of `concurrency`. A task that was interrupted by a server crash runs in a call of its
+        own.
 
         The other options work as in `task`, but the function runs on the event loop or in a thread,
         never in a process. Raises ConfigError if the name is taken, the function cannot be called
@@ -326,13 +326,13 @@ class Registry:
         burst        number of starts allowed at once after an idle period; default: a tenth of
                      `rate`, at least 1
         concurrency  number of tasks, on all servers together, that may run at the same time
-        per_queue    True: tasks of several queues may name the limit, which counts separately in
+        per_queue    if True, tasks of several queues may name the limit, which counts separately in
                      each queue
 
         The rule applies separately to each value of a name, such as `customer:42`. A task that may
         not start because of its limits waits in the state `limited`, keeps its place in the queue,
-        and takes no slot. Servers publish the rules when they start; a rule that an operator has
-        set with `qsync limit set` overrides the program's.
+        and uses no slot. Servers publish the rules when they start; a rule that an operator has set
+        with `qsync limit set` overrides the program's.
 
         Raises ConfigError if a value is invalid, the name is taken, or tasks of two queues name the
         limit. `server()` raises ConfigError if a task names an undeclared limit.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
 Missed = Literal["skip", "once", "all"]
-"""What to do about ticks that came while no server was running; see `due_ticks`."""
+"""What to do about ticks that passed while no server was running; see `due_ticks`."""
 
 # A naive datetime below is either a moment in UTC or a reading of the local clock ("wall").
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive on purpose, see above
@@ -207,7 +207,7 @@ class Cron:
 class Every:
     """A schedule that ticks at whole multiples of a period since the Unix epoch.
 
-    Its ticks therefore do not depend on when a server started; `Every(86_400)` ticks at midnight in
+    The ticks therefore do not depend on when a server started; `Every(86_400)` ticks at midnight in
     UTC. The period is in seconds or a timedelta, from 0.1 s to 100 years (else InvalidTask),
     rounded to microseconds.
     """
@@ -283,10 +283,11 @@ def due_ticks(
     decides what happens to missed ticks:
 
     * skip: none is due;
-    * once: the latest is due instead of all, unless another tick is on time;
+    * once: only the latest is due, and only if no other tick is on time;
     * all: all are due.
 
-    The function returns at most `limit` ticks; call it again with the last of them for the rest.
+    The function returns at most `limit` ticks; to get the rest, call it again with the last of
+    these ticks.
     """
     if last_us is None:
         return []
@@ -302,7 +303,7 @@ def due_ticks(
 def tick_id(name: str, tick_us: int) -> str:
     """Return the id of the task for a tick, e.g. `report@2026-11-24T02:00:00Z`.
 
-    The id is the same on all servers, so that a tick is enqueued only once. It differs between
+    The id is the same on all servers, so that a tick is enqueued only once. The id differs between
     ticks, so that a dead task does not block the next tick. A name over 100 characters is shortened
     to its beginning and a hash, to keep the id within 128 characters.
     """

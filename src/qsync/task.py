@@ -221,8 +221,10 @@ def options_of(task: Task) -> StoredOptions:
 
 
 def _times(task: Task) -> tuple[int | None, int | None, int | None]:
-    """Return `process_at`, `delay` and `deadline` in microseconds. Raise InvalidTask if one is
-    wrong or two cannot be used together."""
+    """Return `process_at`, `delay` and `deadline` in microseconds.
+
+    Raise InvalidTask if one of them is wrong, or if two of them cannot be used together.
+    """
     process_at = deadline = None
     if task.process_at is not None:
         if task.delay is not None:

@@ -204,9 +204,10 @@ class TaskFunction(Generic[P, R, Q, V]):
     def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncHandle[R]]:
         """Enqueue a task for these arguments when awaited, and return its AsyncHandle.
 
-        The call itself checks and encodes the arguments. It raises InvalidTask as `build` does, and
-        ConfigError if no event loop is running in this thread (use `enqueue_sync`). Awaiting the
-        coroutine raises what `AsyncClient.enqueue` raises, e.g. DuplicateTask and StoreUnavailable.
+        The call itself checks and encodes the arguments. The call raises InvalidTask as `build`
+        does, and ConfigError if no event loop is running in this thread (use `enqueue_sync`).
+        Awaiting the coroutine raises what `AsyncClient.enqueue` raises, e.g. DuplicateTask and
+        StoreUnavailable.
         """
         need_loop(self.name)
         return self._enqueue(self.build(*args, **kwargs))

@@ -57,7 +57,7 @@ class _Unknown(Enum):
 
 
 RETENTION_UNKNOWN: Final = _Unknown.RETENTION
-"""Retention of a task that this client did not enqueue; only the store knows the real value."""
+"""Marks a task that this client did not enqueue, so that only the store knows its retention."""
 
 Retention = int | None | Literal[_Unknown.RETENTION]
 """Retention in microseconds; None if the task has none."""
@@ -222,7 +222,7 @@ class TaskQueries(_TaskQueriesBase):
             return self._broker.run(call)
 
     def close(self) -> None:
-        """Wake all waiting callers, which then get an error."""
+        """Wake all waiting callers, whose calls then raise an error."""
         self._closed = True
         if (listeners := self._listeners.get(os.getpid())) is not None:
             listeners.close()
@@ -253,8 +253,11 @@ class AsyncTaskQueries(_TaskQueriesBase):
         self._loop = self.check_loop()
 
     def check_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the running event loop. Raise ConfigError if there is none, as under trio, or if
-        the client belongs to another loop."""
+        """Return the running event loop.
+
+        Raise ConfigError if no loop is running, as under trio, or if the client belongs to another
+        loop.
+        """
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

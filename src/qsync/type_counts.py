@@ -2,8 +2,8 @@
 
 A block holds the periods of one type: 60 minutes of an hour, or 24 hours of a day. Counts are
 exact. For a histogram, a block keeps the square root of each bucket's share, in STEPS steps, and
-the cells of the median and the 95th percentile. This takes less than half of the memory of exact
-counts.
+the cells of the median and the 95th percentile. A block takes less than half of the memory that
+exact counts would take.
 """
 
 from __future__ import annotations

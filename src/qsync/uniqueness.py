@@ -20,7 +20,7 @@ class Uniqueness(NamedTuple):
     """The checked options; an option that is not set is None."""
 
     window_us: int | None = None
-    """Minimum time for which the lock is held; 0: only until the task has ended; None: no lock."""
+    """Minimum time for which the lock is held; 0 if only until the task's end, None if no lock."""
     replaces: bool = False
     """Whether the task replaces another task that holds the lock."""
     debounce_us: int | None = None

@@ -1,6 +1,6 @@
 """Enqueue tasks and get their results: `Client` blocks, `AsyncClient` is for asyncio.
 
-Both have the same methods and docstrings; change them together.
+Both classes have the same methods and docstrings; change them together.
 """
 
 from qsync.client.aio import AsyncClient

@@ -161,6 +161,6 @@ class ClientBase:
 
     def _search(self, id: str, listed: QueueNames) -> Search:
         """Return a search of the queues that the store lists. Include queues that this client has
-        used but that are not yet listed: in a cluster, listing takes a moment."""
+        used but that are not yet listed: in a cluster, a new queue is listed with a delay."""
         names = {*listed.names, *self._announcer.unconfirmed}
         return Search(check_id(id), self._global_keys.prefix, names, total=listed.more)

@@ -186,7 +186,7 @@ class Client(ClientBase):
         return self.handle(id, queue=search.queue(), type=type)
 
     def close(self) -> None:
-        """Close the connections. Callers that wait for a result, and later calls, get a QsyncError.
+        """Close the connections. Calls that wait for a result, and later calls, raise QsyncError.
 
         An AsyncClient first completes the calls in flight. Close a Client only when no other thread
         is calling it, except to wait for a result. On `current().client` this does nothing, since

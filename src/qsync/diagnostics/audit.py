@@ -1,8 +1,9 @@
 """Checks the data in the store for damage, and repairs it where possible.
 
-An audit only reads, in short steps. It may run while the queue is in use, since each step reads its
-ids at one moment and every change to a task is atomic. Suspected damage is read again before it is
-reported. A repair is one script that changes a task only if the damage is still there.
+An audit only reads, in short steps. An audit may run while the queue is in use, since each step
+reads all data of its tasks at one moment and every change to a task is atomic. Suspected damage is
+read again before it is reported. A repair is one script that changes a task only if the damage is
+still there.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
     "stray waiter": ("a limit has a waiter that is not a limited task", "removed"),
     "limit count": ("more or fewer tasks hold a limit than are counted", "counted again"),
     "limit shut": ("a limit is open, but its waiters do not start", "opened"),
-    "layout lost": ("a queue with limits is marked as one without", "marked"),
+    "layout lost": ("a queue with limits is marked as having none", "marked"),
     "several wakes": ("the list that wakes servers has several elements", "reduced to one"),
     "no tick": ("a stored schedule has no next run, so it never runs", "run from now on"),
     "wrong bytes": ("the size of all messages of a bounded queue is wrong", "counted again"),
@@ -118,7 +119,7 @@ class Report:
     damage."""
     truncated: bool = False
     unknown: list[str] = field(default_factory=list)
-    """Data that could not be read because the store denied permission."""
+    """Data that the audit could not read, with the reason, such as a denied permission."""
 
 
 def damages_of(row: AuditRow, queue: str) -> list[Damage]:

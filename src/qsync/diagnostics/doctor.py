@@ -316,7 +316,7 @@ def persistence(info: Mapping[str, str] | None, sync: str | None, save: str | No
     if save == "":
         text = "none: a restart of the store loses all tasks; set appendonly to yes"
         return Finding(name, "problem", text)
-    method = "snapshots only" if save else "no append-only file, perhaps snapshots"
+    method = "snapshots only" if save else "no append-only file, possibly snapshots"
     text = f"{method}: a crash loses tasks since the last snapshot; set appendonly to yes"
     return Finding(name, "warning", text)
 

@@ -148,9 +148,9 @@ class Inspector(
     frozen and can be passed to `msgspec.json.encode`; their strings come from users and are not
     escaped.
 
-    Every call may raise StoreUnavailable; ConfigError if the store user lacks the permission
-    (`qsync acl reader` is enough to read, `qsync acl admin` to change); and InvalidTask if an
-    argument is invalid.
+    Every call may raise StoreUnavailable. A call raises ConfigError if the store user lacks the
+    permission (`qsync acl reader` is enough to read, `qsync acl admin` to change), and InvalidTask
+    if an argument is invalid.
     """
 
     def __init__(

@@ -104,8 +104,8 @@ class _EditsMixin(_TasksMixin):
     ) -> Change:
         """Enqueue a copy of a task in any state, with another payload if one is passed.
 
-        The `id` and `queue` of the outcome identify the copy. It has the options of the task, a
-        fresh set of attempts and the header `qsync-copy-of`, but neither a deadline nor a unique
+        The `id` and `queue` of the outcome identify the copy. The copy has the options of the task,
+        a fresh set of attempts and the header `qsync-copy-of`, but neither a deadline nor a unique
         lock. `into` is the queue for the copy; by default, the queue of the task.
         """
         shown = await self._show(id, queue)

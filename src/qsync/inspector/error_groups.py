@@ -151,9 +151,9 @@ class _ErrorsMixin(_BulkMixin):
     ) -> ErrorPart:
         """Read a part of the dead or retried tasks, and group those that match by error.
 
-        A part has up to 20,000 tasks, the latest first. It has only 250 tasks if the filter selects
-        by more than the type, or if an older version of qsync wrote the tasks' records. Pass the
-        returned cursor to read the next part, and merge the parts with `merge_groups`.
+        A part has up to 20,000 tasks, the latest first. A part has only 250 tasks if the filter
+        selects by more than the type, or if an older version of qsync wrote the tasks' records.
+        Pass the returned cursor to read the next part, and merge the parts with `merge_groups`.
         """
         checked = one_of(FAILING, state, "grouped by error")
         type = None if filter is None else filter.type

@@ -37,7 +37,7 @@ class _EventsMixin(Base):
     ) -> list[OperatorEvent]:
         """Return the matching actions of operators, the latest first.
 
-        queue    only this queue; "": only actions that belong to no queue; None means all, except
+        queue    only this queue; "" means actions that belong to no queue; None means all, except
                  queues whose data a later version of qsync wrote; `overview` names these queues
         action   one action, e.g. `queue.pause`, or all of a kind, e.g. `queue`
         subject  only actions on the schedule, limit, fairness key or server of this name

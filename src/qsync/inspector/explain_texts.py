@@ -75,7 +75,8 @@ def quoted_type(facts: Facts) -> str | Phrase:
 
 
 def limited_sentence(info: LimitInfo, before: int) -> Phrase:
-    """Return the sentence about why a limit keeps a task from starting, and about its position."""
+    """Return the sentence about why a limit keeps a task from starting, and about the task's
+    position."""
     order = phrase("next to start")
     if before:
         order = phrase("%(position)s to start", position=Ordinal(before + 1))

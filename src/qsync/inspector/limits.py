@@ -126,7 +126,7 @@ class _LimitsMixin(Base):
     ) -> Change:
         """Set the rule of a limit or of a name; it overrides the program's until `reset_limit`.
 
-        A lowered rule stops no running task. Make the rule with `qsync.limit.limit_rule`.
+        A lowered rule stops no running task. Create the rule with `qsync.limit.limit_rule`.
         """
         keys = self._keys(queue)
         check_limit(limit, "limit")

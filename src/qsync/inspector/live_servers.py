@@ -56,12 +56,12 @@ class Record:
 
     @property
     def full(self) -> bool:
-        """Whether all its slots were taken at its last report."""
+        """Whether all slots of the server were in use at its last report."""
         return self.running >= self.concurrency
 
     @property
     def stuck(self) -> bool:
-        """Whether all its running tasks waited for results of tasks on its own queues."""
+        """Whether all running tasks waited for results of tasks on the server's own queues."""
         return 0 < self.running <= self.waiting
 
 

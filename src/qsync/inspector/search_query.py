@@ -49,8 +49,8 @@ class Term(msgspec.Struct, frozen=True):
 class SearchQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which tasks a search finds.
 
-    queues  names or patterns of queues; empty: all
-    states  states of the tasks; empty: all
+    queues  names or patterns of queues; empty means all queues
+    states  states of the tasks; empty means all states
     filter  further conditions for the tasks in these queues and states; None means that all tasks
             match
     """

@@ -143,7 +143,8 @@ def _result(task: DecodedTask) -> tuple[Shown | None, str | None]:
 
 
 def _events(task: DecodedTask) -> list[Event]:
-    """Return the past and future events of a task in order; those of unknown time come first."""
+    """Return the past and future events of a task in order; events without a known time come
+    first."""
     events = [*_enqueue_events(task.message), *_attempt_events(task), *_state_events(task)]
     crashes = crash_count(task.shown.crashes)
     if crashes:

@@ -30,7 +30,7 @@ STOP_S: Final = 10.0
 class CallingThread:
     """Runs `def` handlers in the thread that waits for a coroutine.
 
-    It takes the place of a server's ThreadPool, and runs one handler after another.
+    Replaces a server's ThreadPool, and runs one handler after another.
     """
 
     def __init__(self) -> None:

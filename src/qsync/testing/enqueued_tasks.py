@@ -135,9 +135,9 @@ TASKS_PER_CALL: Final = 250
 class EnqueuedTask:
     """A task in the store that has not ended.
 
-    `arguments` are the arguments of its function by name, with the defaults, as the handler gets
-    them; for a type of a Mux, the payload under the name `payload`. `status` is its state, due
-    time, options and attempts.
+    `arguments` has the function's arguments by name, including defaults, as the handler receives
+    them. For a type of a Mux, it has the payload under the name `payload`. `status` has the task's
+    state, due time, options and attempts.
     """
 
     arguments: Mapping[str, Any]

@@ -227,8 +227,8 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
 def _exempt_start_from_collection() -> None:
     """Exempt objects created at startup, such as the modules of the app, from garbage collection.
 
-    They live as long as the process. Otherwise, each full collection would visit all these objects
-    and stop the event loop for that time: 10 to 20 ms with 50,000 objects.
+    These objects live as long as the process. Otherwise, each full collection would visit all these
+    objects and stop the event loop for that time: 10 to 20 ms with 50,000 objects.
     """
     gc.collect()
     gc.freeze()

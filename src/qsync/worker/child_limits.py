@@ -64,7 +64,7 @@ def memory_used() -> int:
 
 
 def size_of(text: str) -> int:
-    """Return the bytes of `1GiB`, `500MB` or `1048576`.
+    """Return a size such as `1GiB`, `500MB` or `1048576`, in bytes.
 
     Raises ValueError if the text is not a size above 0.
     """

@@ -67,7 +67,7 @@ class HealthPort:
         live_limit: float = health.LIVE_LIMIT_S,
         names: Sequence[str] = (),
     ) -> None:
-        """Bind the port; raise ConfigError if it cannot listen there."""
+        """Bind the port; raise ConfigError if that fails."""
         self.host = host
         self._live_limit = live_limit
         self._supervisor: Supervisor | None = None

@@ -63,12 +63,13 @@ class _HealthConnection:
 
 
 class HealthServer:
-    """Serves routes (path -> function) until it is closed; raises ConfigError if it cannot listen.
+    """Serves routes (path -> function) until it is closed; raises ConfigError if the port is
+    unusable.
 
     The functions run on the event loop of the server's thread. A new connection is always accepted.
-    At the limit, it evicts the oldest connection, if possible one that has sent no request. To
-    protect against DNS rebinding, a request is refused unless its Host header has an IP address, a
-    name that public DNS does not have, `host`, or one of `names`.
+    At the limit, the server evicts the oldest connection that has sent no request, or else the
+    oldest. To protect against DNS rebinding, a request is refused unless its Host header has an IP
+    address, a name that public DNS does not have, `host`, or one of `names`.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ KILL_AFTER_S: Final = 5.0
 
 @dataclass(slots=True)
 class _ChildSlot:
-    """The position of one child; its successors take the same position."""
+    """A slot for one child; the child that replaces it uses the same slot."""
 
     number: int
     child: Child | None = None
@@ -256,8 +256,8 @@ class Supervisor:
         clean = code == 0 or _stopped_by_order(child, code)
         if not clean or child.stop_requests > 1:
             self._abandoner.add(child.server_id, child.queues, again=not self._stopping.is_set())
-        # All that the child wrote has arrived by now, but EOF may never come, since a grandchild
-        # may hold the socket open.
+        # Everything that the child wrote has already arrived. EOF may never arrive, since a
+        # grandchild may keep the socket open.
         await asyncio.wait({listening}, timeout=LAST_REPORT_S)
         listening.cancel()
         child.close()
@@ -352,7 +352,8 @@ class Supervisor:
 
     @property
     def _patience(self) -> float:
-        """How long a child may take to stop, in seconds; this shrinks with each further signal."""
+        """How long a child may take to stop, in seconds; the time shrinks with each further
+        signal."""
         return {1: self._plan.shutdown_timeout + KILL_AFTER_S, 2: KILL_AFTER_S}.get(
             max(self._stops, 1), 0.5
         )
