@@ -11,7 +11,7 @@ def replaced(page: str, mark: str, text: str) -> str:
     """Return the page with the text in place of everything below the marker line."""
     head, found, _ = page.partition(mark)
     if not found:
-        raise ValueError(f"there is no line {mark}")
+        raise ValueError(f"the page has no line {mark}")
     return f"{head}{mark}\n{text}\n"
 
 

@@ -84,7 +84,7 @@ def _marks(nodes: Sequence[ast.expr]) -> Iterator[tuple[str, tuple[int, ...]]]:
 def wrong(shown: Sequence[Shown]) -> list[str]:
     """Return the problems with the marks: unknown rows, and rows without a test."""
     found = [
-        f"{one.test}: there is no {name} {row}"
+        f"{one.test}: unknown {name} {row}"
         for one in shown
         for name, known in MARKS.items()
         for row in getattr(one, name)

@@ -49,7 +49,7 @@ def test_marks_of_a_test_and_of_its_module_are_read(tmp_path: Path) -> None:
     assert first.label == "`test_x.py::test_it` (soak)"
     assert (second.test, second.faults) == ("test_x.py::test_other", (9,))
     found = wrong([first, second])
-    assert "test_x.py::test_it: there is no faults 999" in found
+    assert "test_x.py::test_it: unknown faults 999" in found
     assert "fault 2 has no test" in found
     assert "guarantee 1 has no test" in found
     assert 5 in OPTIONAL

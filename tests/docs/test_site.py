@@ -254,6 +254,6 @@ def test_columns_of_a_docstring_become_a_list() -> None:
 
 
 def test_settings_without_a_mark_are_refused() -> None:
-    with pytest.raises(ValueError, match="there is no line"):
+    with pytest.raises(ValueError, match="the page has no line"):
         settings_reference.generated("# Settings\n")
     assert issubclass(ConfigError, ValueError)

@@ -52,7 +52,7 @@ def test_waiting_task_gets_the_message_and_keeps_or_changes_its_time(rig: Rig) -
     fetched = rig.fetch()
     assert fetched.ids == ["s", "r"]
     assert [decode_message(one).payload for one in fetched.messages] == [b"newer", b"new"]
-    assert fetched.failures[1] is not None, "it keeps its failed attempts"
+    assert fetched.failures[1] is not None, "r keeps its failed attempts"
 
 
 def test_dead_task_stays_dead_or_runs_with_lock_key_and_record(rig: Rig) -> None:

@@ -115,7 +115,7 @@ def test_start_returned_late_does_not_exceed_the_burst(rig: Rig) -> None:
 
     # Half a start was left, and the rate had regained only half of the start that is returned.
     assert hand_back(early, leased_us) == ["a"]
-    assert hand_back(late, 0) == [], "the time of its lease is unknown"
+    assert hand_back(late, 0) == [], "the task's lease time is unknown"
     rig.now += S
     [fresh] = rig.lease()
     assert hand_back([fresh], rig.now) == [fresh.id]
@@ -129,7 +129,7 @@ def test_raised_rate_applies_at_once(rig: Rig) -> None:
     raised = LimitRule(rate=10, per_us=S, burst=2)
     rig.run(limit_ops.set_limit(rig.keys, "r", raised, "me", now_us=rig.now))
     reply = rig.fetch()
-    assert (reply.ids, reply.next_due_us) == ([], S // 10), "as if its burst were used up"
+    assert (reply.ids, reply.next_due_us) == ([], S // 10), "the raised limit has no burst left"
     rig.now += S // 10
     assert rig.fetch().ids == ["t1"]
     rig.now += S

@@ -45,7 +45,7 @@ def test_task_that_waits_for_a_retry_stays_in_retry(rig: Rig) -> None:
     rig.now += 2 * S
     fetched = rig.fetch()
     assert fetched.ids == ["a"]
-    assert fetched.failures[0] is not None, "it keeps its failed attempts"
+    assert fetched.failures[0] is not None, "a keeps its failed attempts"
 
 
 def test_task_in_any_other_state_stays_as_it_is(rig: Rig) -> None:

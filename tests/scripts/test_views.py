@@ -191,8 +191,8 @@ def test_an_overview_reads_few_large_messages(rig: Rig) -> None:
 
 
 def test_page_returns_at_most_a_quarter_of_a_megabyte(rig: Rig) -> None:
-    """Long errors of dead tasks and long messages count towards this size. The next page returns
-    the remaining tasks."""
+    """Long errors of dead tasks and long messages count towards the size of a page. The next page
+    returns the remaining tasks."""
     ids = [f"d{n}" for n in range(100)]
     rig.enqueue(*ids)
     while held := rig.lease():

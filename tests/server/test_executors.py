@@ -119,7 +119,7 @@ async def test_results_that_wait_for_the_loop_are_delivered_together() -> None:
     wakes = []
     wake = loop.call_soon_threadsafe
     loop.call_soon_threadsafe = lambda *args: (wakes.append(1), wake(*args))[1]  # type: ignore[method-assign,assignment]
-    wait_until(lambda: pool._queue.empty())  # this blocks the loop
+    wait_until(lambda: pool._queue.empty())  # blocks the event loop
     assert await asyncio.gather(*futures) == list(range(1000))
     assert len(wakes) < 10
     await pool.close(1)

@@ -143,7 +143,7 @@ async def test_server_fetches_nothing_while_the_store_refuses_settlements(
         async with b.server(work.mux, concurrency=10, prefetch=0):
             with results_refused(store, b):
                 await until(lambda: said(caplog) >= 3)
-                ran = len(work.ran)  # they were fetched before the first refusal
+                ran = len(work.ran)  # all fetched before the first refusal
                 await until(lambda: said(caplog) >= 6)
                 assert len(work.ran) == ran < 200
             await completed(b, 1000)

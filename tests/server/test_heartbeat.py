@@ -121,7 +121,7 @@ async def test_loop_hands_back_the_tasks_of_a_repetition_whose_reply_is_lost(
         hand_back_unread(queue, fetch, first, again, hold_tasks, runner)
         [(leased, record)] = settled
         assert record == HandedBack("a", "s/1")
-        assert queue.held == {"a": leased}, "heartbeats renew the lease until it is handed back"
+        assert queue.held == {"a": leased}, "the lease is renewed until it is handed back"
         await async_broker.aclose()
 
 

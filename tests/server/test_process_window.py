@@ -111,7 +111,7 @@ async def test_task_withdrawn_behind_another_never_begins(tmp_path: Path) -> Non
         assert given_up.cancelled()
         (tmp_path / "long" / "go").touch()
         assert await long == "waited"
-        assert (await last)["pid"] == pid, "its process was not killed"
+        assert (await last)["pid"] == pid, "the process was not killed"
         assert not (tmp_path / "given_up" / "pid").exists()
 
 

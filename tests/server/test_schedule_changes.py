@@ -65,7 +65,7 @@ def test_changed_time_zone_enqueues_no_earlier_ticks(store: Store, prefix: str) 
 
 
 def test_unchanged_schedule_enqueues_missed_ticks(store: Store, prefix: str) -> None:
-    """Only the task or the option for missed ticks was changed."""
+    """A schedule counts as unchanged if only its task or its option for missed ticks changes."""
     schedule = Every(60)
 
     async def work(place: Place) -> None:

@@ -186,7 +186,7 @@ def test_worker_has_an_option_for_each_setting_that_is_a_value() -> None:
     options = set(inspect.signature(worker_command).parameters)
     settings = set(Config.__dataclass_fields__) - others
     assert settings - {"processes", "version"} <= options
-    assert {"task_processes", "app_version"} <= options  # `processes` counts servers there
+    assert {"task_processes", "app_version"} <= options  # --processes counts servers
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_schedules_continue_after_a_clock_that_was_days_ahead(rig: Rig) -> None:
     put(rig, "yearly", Cron("0 0 1 1 *"))
     yearly_us = next_of(rig, "yearly")
     rig.now += 3 * DAY
-    put(rig, "new", Every(60), "all")  # its first tick is in the future
+    put(rig, "new", Every(60), "all")  # the first tick is in the future
     asyncio.run(check(rig))
     assert next_of(rig, "a7") > rig.now
     rig.now -= 3 * DAY
@@ -280,7 +280,7 @@ def test_program_schedule_overrides_a_stored_one(rig: Rig) -> None:
     assert tick(rig) == ["program"]
     assert ids(rig) == []
     rig.now += program_schedule_ops.SCHEDULE_SILENCE_US
-    assert tick(rig) == ["ticked"], "no server reads it any more"
+    assert tick(rig) == ["ticked"], "no server publishes the program's schedule"
     assert put(rig, "a", Every(5)).of_program is None
 
 

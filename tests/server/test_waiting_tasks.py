@@ -251,7 +251,7 @@ async def test_calls_that_wait_too_long_for_a_thread_are_taken_back() -> None:
     await until(inside.is_set)
     hook, task = submit(1, None), submit(2, Claim())
     pool.take_back(60)
-    assert not task.done(), "it has not waited that long"
+    assert not task.done(), "the task has waited for less than 60 s"
     pool.take_back(0)
     with pytest.raises(HandlerNotStarted):
         await task
@@ -284,7 +284,7 @@ async def test_free_process_checks_whether_the_next_task_may_begin(
         await second
     assert not (tmp_path / "2" / "pid").exists()
     value = await pool.run(handler(process_handlers.look), INFO, None)
-    assert value["current"] == "id1", "its slot is free again"
+    assert value["current"] == "id1", "the slot is free again"
     await pool.close(0)
 
 

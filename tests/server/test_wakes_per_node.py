@@ -123,7 +123,7 @@ async def test_server_of_many_queues_blocks_on_no_queue_and_is_woken(
     others = blocked(cluster.nodes), subscribed(cluster.nodes)
     async with serving(cluster, prefix) as (ran, using, _):
         assert subscribed(cluster.nodes) - others[1] == cluster.primaries
-        assert blocked(cluster.nodes) - others[0] == 1, "it blocks only on its inbox"
+        assert blocked(cluster.nodes) - others[0] == 1, "the server blocks only on its inbox"
         lags = [await ran.lag(using.client, name) for name in NAMES]
         after = [len(clients(node)) for node in cluster.nodes]
         # The server has at most 8 connections for calls and one for heartbeats; each other broker
@@ -183,7 +183,7 @@ async def test_stopped_server_is_not_woken(cluster: Cluster, prefix: str) -> Non
             assert idle_in(cluster, prefix, first, ["q0"]) == 0
 
 
-# Subscriptions that are lost.
+# Lost subscriptions.
 
 
 @pytest.mark.faults(42)

@@ -126,7 +126,7 @@ class History:
         servers = [one for one in self.population.servers if one.alive]
         if not any(one.types == NEW and one.told_to_stop is None for one in servers):
             self.population.start_server(NEW)
-        for process in servers:  # this completes the deploy
+        for process in servers:  # ends the deploy
             if process.types == OLD:
                 self.population.terminate(process)
 

@@ -1,6 +1,7 @@
 """Records the replies of the store, and derives which server may run each task and until when.
 
-It sees each call when the store executes it, so it also records calls whose replies are lost.
+The ledger sees each call when the store executes it, so it also records calls whose replies are
+lost.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ class Ledger:
         if there or (entry.phase == "kept" and self._latest_us < entry.kept_until_us):
             open_ = entry.phase != "active" or entry.surely_open(self._latest_us)
             if entry.cancel_asked and not open_:
-                self.unsure += 1  # its recovery may have ended it before it was created again
+                self.unsure += 1  # recovery may have ended the task in between
                 entry.unsure, entry.cancel_asked = True, False
             return  # a repeated reply
         self.unsure += entry.phase == "kept"
@@ -250,7 +251,9 @@ class Ledger:
                 continue
             entry = self.entry(queue, raw.decode())
             if entry.priority > above:
-                self.find(f"{entry.id} of priority {entry.priority} came after one of {above}")
+                self.find(
+                    f"{entry.id} of priority {entry.priority} was leased after one of {above}"
+                )
             above = min(above, entry.priority)
             if entry.deliveries and entry.deliveries[-1].token == token:
                 entry.deliveries[-1].copied &= copied
@@ -284,8 +287,8 @@ class Ledger:
     def see_owners(self, queue: str, owners: dict[bytes, bytes]) -> None:
         """Record which tasks of dead servers are free again after a fetch has recovered some.
 
-        They may wait a long time for their next lease, because of their limits or until a server
-        has a free slot.
+        Recovered tasks may wait a long time for their next lease, because of their limits or until
+        a server has a free slot.
         """
         for entry in self.entries.values():
             lease = entry.lease if entry.queue == queue and not entry.cancel_asked else None

@@ -66,7 +66,8 @@ def heartbeat_on_the_loop() -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def fetch_neither_repeated_nor_reconciled() -> Iterator[None]:
     """After a lost reply, the fetch is repeated under a new number and the tasks that the first
-    fetch may have leased are not reconciled. Either precaution alone would suffice."""
+    fetch may have leased are not reconciled. Both precautions are removed, since either one would
+    suffice."""
     real = Fetcher._call
 
     def call(self: Fetcher, queue: QueueState, wanted: int) -> Any:
@@ -221,7 +222,7 @@ def settling_not_renewed() -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def unread_fetch_not_renewed() -> Iterator[None]:
     """While a handler blocks the loop, the heartbeat neither renews nor hands back newly fetched
-    tasks. Either precaution alone would suffice."""
+    tasks. Both precautions are removed, since either one would suffice."""
     with (
         exchanged(ThreadLeaseKeeper, "renew_unread", lambda self, queue: True),
         exchanged(ThreadLeaseKeeper, "hand_back_unread", lambda self, queue: None),

@@ -1,4 +1,4 @@
-"""A simulated process. It may freeze, stall or die, and its clocks may be wrong."""
+"""A simulated process, which may freeze, stall or die, and whose clocks may be wrong."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Final
 from tests.simulation.loop import STRAND, SimLoop, Strand
 
 WALL: Final = 4_000_000_000.0
-"""Unix time at the start of a history, by the store's clock. It is far from the present, so that
-reads of a real clock are noticed."""
+"""Unix time at the start of a history, by the store's clock. This time is far from the present, so
+that reads of a real clock are noticed."""
 
 
 FATES: Final = ("before", "after", "late", "twice", "refused", "cut")

@@ -177,10 +177,10 @@ def _results(children: Iterable[subprocess.Popen[str]]) -> Iterator[str]:
             text, _ = open_[0].communicate()
             child = open_.pop(0)
             if child.returncode == -signal.SIGTERM:
-                continue  # stopped before its first seed
+                continue  # stopped before the child's first seed
             if child.returncode not in (0, 1):
                 raise RuntimeError(f"a process of the simulation ended with {child.returncode}")
             yield text
     finally:
         for child in open_:
-            child.send_signal(signal.SIGINT)  # so that it stops its store
+            child.send_signal(signal.SIGINT)  # so that the child stops its store

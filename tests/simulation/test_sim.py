@@ -293,7 +293,7 @@ def test_missed_ticks_are_caught_up_by_their_policy(client: redis.Redis) -> None
     only(history)
     history.profile.seconds = 12.0
     history.loop.call_later(3.0, history.plague.store_jump, HOUR_S)
-    for at in (3.5, 4.0, 4.5):  # the servers that replace them read the new time
+    for at in (3.5, 4.0, 4.5):  # new servers read the new time
         history.loop.call_later(at, history.plague.crash)
     check(history.run())
     ticks = {name: times for (_, name), times in history.ledger.ticks.times.items()}

@@ -8,8 +8,8 @@ from typing import Final
 from tests.simulation.entries import US
 
 MOVED: Final = "moved"
-"""A schedule whose period the deploy changes from ten minutes to one second. It runs all missed
-ticks."""
+"""A schedule whose period the deploy changes from ten minutes to one second, and which runs all
+missed ticks."""
 
 EARLY_US: Final = 10_000
 """How early a tick may be, in microseconds. The clock rates of two machines differ by up to 1e-4,

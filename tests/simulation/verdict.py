@@ -90,7 +90,7 @@ class Verdict:
         over_us = self._now_us - round((SWEEP + SLACK_S) * US) - self.ledger.back_us
         for queue in QUEUES:
             for id, token in self._fields(queue, "owner").items():
-                if is_edit(id):  # the ledger does not track its leases
+                if is_edit(id):  # the ledger does not track edits
                     continue
                 server = self.ledger.servers[token.decode().rpartition("/")[0]]
                 lease = self.ledger.entry(queue, id).lease
@@ -180,7 +180,7 @@ class Verdict:
                 if id.partition("@")[0] in (*SCHEDULES, MOVED, *NAMES) and (
                     id in self._fields(queue, "pending") or id in self._fields(queue, "active")
                 ):
-                    continue  # it was enqueued when the servers were about to stop
+                    continue  # enqueued when the servers were about to stop
                 self.find(f"{name} of queue {queue} still has {id}")
         for name in ("holds", "waiters", "openings", "limited"):
             if left := self._fields(queue, name):
@@ -221,7 +221,7 @@ class Verdict:
         entry = self.ledger.entries.get((wanted.queue, wanted.id))
         if entry is None or not entry.created:
             if (wanted.queue, wanted.id) not in self.ledger.lost:
-                self.find(f"{wanted.id} was accepted, but the store never had it")
+                self.find(f"{wanted.id} was accepted, but never stored")
             return
         state = self._state(wanted)
         ended = entry.finished or state == "dead"
@@ -302,7 +302,7 @@ class Verdict:
 
     def _check_ticks(self) -> None:
         """Check that each tick of a schedule was enqueued exactly once."""
-        if not self.ledger.forgetful:  # the clock jumped past their grace
+        if not self.ledger.forgetful:  # after a long clock jump, ticks may be missing
             self.ledger.stored.check_complete()
         for (queue, name), ticks in self.ledger.ticks.times.items():
             if name == MOVED:
@@ -311,7 +311,7 @@ class Verdict:
             period = round(seconds * US)
             lost = {tick for *of, tick in self.ledger.ticks.lost if of == [queue, name]}
             left_out = set(range(ticks[0], ticks[-1] + 1, period)) - set(ticks) - lost
-            passed = self.ledger.forgetful and missed != "all"  # the clock jumped past their grace
+            passed = self.ledger.forgetful and missed != "all"  # excused by a clock jump
             if ticks != sorted(set(ticks)) or (left_out and not passed):
                 shown = [tick / US - WALL for tick in ticks]
                 self.find(f"ticks of {name} are {shown}; the store lost {len(lost)}")

@@ -136,7 +136,7 @@ class Handlers:
         """Check that a task is charged only with a failure of its own."""
         if not isinstance(error, CHARGED):
             shown = f"{type(error).__name__}: {error}"
-            self._books.ledger.find(f"{task.id} is charged with {shown}")
+            self._books.ledger.find(f"{task.id} is charged with another failure: {shown}")
 
     async def _handle(self, task: TaskInfo) -> Any:
         plan: dict[str, Any] = task.value(dict)
@@ -161,7 +161,7 @@ class Handlers:
         if task.attempt > max(task.retry, entry.returned_attempts) + 1:
             find(f"{task.id} started attempt {task.attempt} although it has {task.retry} retries")
         if (task.queue, task.id, task.token) in books.ledger.void:
-            return  # the store has lost this lease, and the server does not know it
+            return  # the store has lost the lease, unnoticed by the server
         entry.starts += 1
         if books.store.latest_us < entry.due_us:
             find(f"{task.id} was started {(entry.due_us - books.store.now_us) / US} s early")

@@ -49,7 +49,7 @@ class AsUser:
         self.user = f"as-{role}"
         old = rights_are_old(store)
         rules = [*acl.rules(role, prefix, old=old)]
-        if role == "admin":  # its tests also run servers
+        if role == "admin":  # tests of this role also run servers
             rules += [f"+{command}" for command in acl.commands("server", old=old)]
         store.command("ACL", "SETUSER", self.user, "reset", "on", ">secret", *rules)
         store.command("ACL", "LOG", "RESET")

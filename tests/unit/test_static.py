@@ -20,12 +20,13 @@ FILES: Final = sorted(SOURCE.rglob("*.py"))
 UNPICKLERS: Final = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "yaml"}
 RUNNERS: Final = {"eval", "exec", "compile", "__import__"}
 IMPORTERS: Final = {
-    # Modules that import a module whose name comes from outside, and the source of the name.
-    "__init__.py": "that of a module in the table of public names in that file",
-    "server/process_pool_child.py": "that of a handler registered in the parent process",
-    "worker/load_app.py": "that of the app, on the command line",
-    "cli/main.py": "those of the table of commands in that file",
-    "cli/dashboard.py": "those of the extra's packages, and of the mask on the command line",
+    # Modules that import other modules by names that are not written in the import, and what is
+    # imported.
+    "__init__.py": "modules in the table of public names in that file",
+    "server/process_pool_child.py": "modules of handlers that the parent process has registered",
+    "worker/load_app.py": "the app's module, which the command line names",
+    "cli/main.py": "modules in the table of commands in that file",
+    "cli/dashboard.py": "the extra's packages, and the mask that the command line names",
 }
 
 

@@ -176,8 +176,8 @@ async def test_ticked_dead_tasks_are_run_again_or_deleted_and_counted(
 async def test_all_matching_tasks_are_changed_in_steps_and_counted(
     store: Store, prefix: str, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the script, a user presses "Continue" about once per second. Here, the user presses
-    it after each step."""
+    """Without the script, a user presses "Continue" about once per second. In this test, each step
+    ends at once, so the user presses the button after each."""
     monkeypatch.setattr(bulk_actions, "BUDGET_S", 0.0)
 
     async with visitor(store, prefix) as web:

@@ -169,7 +169,7 @@ def in_russian(write: Any, *args: Any, **values: Any) -> str:
         use(RUSSIAN)
         return str(write(*args, **values))
 
-    return asyncio.run(asyncio.to_thread(run))  # so that it has its own context
+    return asyncio.run(asyncio.to_thread(run))  # a thread has its own context
 
 
 def test_numbers_durations_and_times_are_written_by_language() -> None:

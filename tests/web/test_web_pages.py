@@ -90,7 +90,7 @@ async def test_times_count_from_the_clock_of_the_store(
                 r"\bin ([\d.]+) (s|min|h)\b|(\d+) (s|min|h)[^<]{0,9} ago", text
             ):
                 if path.endswith("id=d1"):
-                    continue  # its attempts have their own times
+                    continue  # attempts have times of their own
                 number, unit = match[1] or match[3], match[2] or match[4]
                 assert unit == "s" or (unit == "min" and int(number) <= 20), (path, match[0])
                 seen["ago" if match[3] else "in"] += 1
@@ -310,7 +310,7 @@ async def test_pages_show_a_cluster(cluster: Cluster, prefix: str) -> None:
         await made.enqueue(Task("t", id="other"), queue="elsewhere")
         for path in pages():
             answer = await client.get(path)
-            known = (404,) if path == "/schedule/runs" else (200, 303)  # there is no such schedule
+            known = (404,) if path == "/schedule/runs" else (200, 303)  # unknown schedule
             assert answer.status_code in known, (path, answer.text)
         form = {"id": "d1", "queue": "default", "state": "dead"}
         await client.post("/task/run", data=form, headers=same())
@@ -352,7 +352,7 @@ def test_only_the_web_part_knows_starlette_and_it_reaches_the_store_through_the_
     for path in WEB.parent.rglob("*.py"):
         names = {name.partition(".")[0] for name in imports(path)}
         if path in (WEB.parent / "contrib" / "fastapi.py", WEB.parent / "contrib" / "starlette.py"):
-            continue  # these mount the dashboard into applications
+            continue  # integrations that mount the dashboard
         if WEB not in path.parents:
             assert not names & {"starlette", "jinja2", "markupsafe"}, path
         else:

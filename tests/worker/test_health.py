@@ -197,7 +197,7 @@ def test_worker_that_waits_for_its_store_says_why_it_is_not_ready(
             start = f"process 1 has not started yet, retrying: the store at {own_store.url} is not"
             assert reason.startswith(start)
         logged = f"cannot start, retrying: the store at {own_store.url} is not"
-        wait_until(lambda: logged in worker.out())  # the health port may report this first
+        wait_until(lambda: logged in worker.out())  # the log may follow the health port
         own_store.restart()
         assert worker.wait_for("ready", 200) == []
 
@@ -813,7 +813,7 @@ async def test_health_port_without_prometheus_client_says_that_metrics_are_off(
     if not installed:
         monkeypatch.setitem(sys.modules, "prometheus_client", None)  # type: ignore[arg-type]
     caplog.set_level(logging.INFO, "qsync.worker")
-    supervisor: Any = None  # does not answer this request
+    supervisor: Any = None  # not needed to answer the request
     app = Qsync("redis://localhost:1")
     port = cli_health.HealthPort("127.0.0.1", 0, app, queues=["a"], processes=1)
     port.start(supervisor)

@@ -101,7 +101,7 @@ def test_failing_lifespan_logs_one_record_per_try_and_ends_the_worker(
         assert len(traces) == 4
         assert all(line in trace and "site-packages" not in trace for trace in traces)
         assert all("contextlib" not in trace for trace in traces)
-    assert len(failed) == 4, "the last line reports the fifth"
+    assert len(failed) == 4, "the last line reports the fifth failure"
     assert all(message in text for text in failed)
     assert "giving up: process 1 failed to start 5 times in a row" in lines[-1]
     assert message.partition("\\n")[0] in lines[-1]

@@ -198,7 +198,7 @@ def main() -> int:
         package = {QSYNC: "qsync-py", "docket": "pydocket"}.get(name, name)
         print(f"{name} {versions.get(package, '')}", flush=True)
         print(f"  slots: {measure_slots(name)}", flush=True)
-        print(f"  most starts in a second: {measure_pace(name)}", flush=True)
+        print(f"  most starts in any second: {measure_pace(name)}", flush=True)
     with ThreadPoolExecutor() as pool:  # the workers wait for minutes and use no CPU
         rounds = [(name, False) for name in peers]
         rounds += [(QSYNC, True)] if QSYNC in peers else []

@@ -236,7 +236,7 @@ class Scripts(RuleBasedStateMachine):
         fetches."""
         if marked:
             self.mark_started()
-        for part in (LEASE // 2, LEASE // 2 + S):  # in two steps, so that the gap is no outage
+        for part in (LEASE // 2, LEASE // 2 + S):  # a single step would be an outage
             self.rig.now += part
             self.fetch(server, wanted, 1)
 
@@ -337,7 +337,8 @@ class Scripts(RuleBasedStateMachine):
         self.do("reschedule", id, f"+{due}" if later else str(max(0, self.rig.now + due - 5 * S)))
 
     def edit(self, pick: int, state: str, due: str, runs: bool, longer: int) -> None:
-        """Edit a waiting or dead task. Some calls expect another message or another state."""
+        """Edit a waiting or dead task; some calls name a message or a state that the task does not
+        have."""
         if not state and pick % 4 < 3 and not self.model.those("dead"):
             self.kill([pick % 9], True)
         id, task = self.known(pick, state or ("dead" if pick % 4 < 3 else ""))
@@ -357,14 +358,14 @@ class Scripts(RuleBasedStateMachine):
         some = [self.known(pick, state) for pick in picks]
         task = some[0][1]
         seen = state or (task.state if task else "dead")
-        if seen == "pending":  # the first call may open a limit, and the second would delete more
+        if seen == "pending":  # may open a limit, so that the second call would delete more
             some = [(id, one) for id, one in some if not one or one.state != "limited"]
         self.do("delete", [id for id, _ in some], seen)
 
     def purge(self, state: str) -> None:
         if state == "pending" and self.model.those("limited"):
-            return  # the first call may open a limit, and the second would delete more
-        self.do("purge", state or "active", count=500)  # at least as many as there are
+            return  # may open a limit, so that the second call would delete more
+        self.do("purge", state or "active", count=500)  # enough for all tasks
 
     def abandon(self, server: str) -> None:
         self.do("abandon", server)
@@ -386,13 +387,13 @@ class Scripts(RuleBasedStateMachine):
 
     def wake(self) -> None:
         popped = self.rig.client.lpop(self.rig.keys.key("wake"))
-        assert bool(popped) == self.model.awake, "woken without need, or not with need"
+        assert bool(popped) == self.model.awake, "a wake without a reason, or no wake despite one"
         self.model.awake = False
         self.dump = self.rig.dump()
 
     def flush_scripts(self) -> None:
         self.rig.client.script_flush()
-        self.rig.dump()  # load the script, so that `look_and_repeat` takes one round trip
+        self.rig.dump()  # load the script, so that `look_and_repeat` needs one round trip
 
     def fill(self) -> None:
         """Let the store run out of memory."""
@@ -450,7 +451,7 @@ class Scripts(RuleBasedStateMachine):
         """Lose some data: no call fails, the audit repairs the damage, and all tasks end. Then
         begin again with an empty store."""
         self.make_room()
-        for name in list(self.model.stored):  # the tests of the audit cover these
+        for name in list(self.model.stored):  # the audit's own tests cover schedules
             self.delete_schedule(name, False)
         self.put_program_bounds(NO_BOUNDS)
         self.set_bounds(None)
@@ -504,8 +505,8 @@ class Scripts(RuleBasedStateMachine):
         check(verb, now, before, self.dump)
         assert_same(after, self.dump)  # the second run changes nothing
         if name == "enqueue":
-            # If a call without a sender is repeated, a task that the first call replaced has
-            # another message.
+            # Without a sender, the repeated call is compared with the stored message, which differs
+            # if the first call has replaced the task.
             replaced = {one.id for one in reply if one.outcome == "replaced"}
             same = all(
                 b == a
@@ -536,7 +537,7 @@ class Scripts(RuleBasedStateMachine):
         except error as refusal:
             assert self.rig.dump() == self.dump, "a refused call wrote something"
             return refusal
-        raise AssertionError(f"{call.script.name} was not refused: no {error.__name__}")
+        raise AssertionError(f"{call.script.name} was not refused with {error.__name__}")
 
     def look_and_repeat(self, call: Call[Any]) -> tuple[Dump, Any, Dump]:
         """In one round trip, dump the store, repeat the call, and dump the store and its counts

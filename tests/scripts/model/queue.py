@@ -220,8 +220,8 @@ class Queue:
                 self.admit(now, id, lowest - len(mine) + at)
 
     def admit(self, now: int, id: str, tag: float, *, new: bool = False) -> bool:
-        """Move a task into pending, or into limited if a limit refuses it. Return True if it is
-        pending.
+        """Move a task into pending, or into limited if a limit refuses it; return True if the task
+        became pending.
 
         A paused type refuses only new tasks (`new`) here; fetches set the other tasks aside.
         """
