@@ -1,9 +1,9 @@
 """python -m tools.release_check: check the files that a release would upload.
 
-The program builds sdist and wheel twice and compares the builds byte by byte, checks their contents
-and metadata, installs the bare wheel into a new environment, runs the README's first program there,
-checks the licences of all dependencies, and runs pyright and mypy on the wheel's types and on the
-examples. `make release-check` runs it.
+The program builds sdist and wheel twice, compares the builds byte by byte, and checks their
+contents and metadata. It installs the bare wheel into a new environment, and runs the README's
+first program there. Finally, it runs pyright and mypy on the wheel's types and on the examples, and
+checks the licences of all dependencies. `make release-check` runs it.
 """
 
 from __future__ import annotations

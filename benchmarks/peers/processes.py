@@ -53,7 +53,7 @@ def serving(
             [program(peer, first), *words],
             cwd=ROOT, env=_environment(variables),
             stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True,  # so that its children are in its process group
+            start_new_session=True,  # its own process group, which its children share
         )  # fmt: skip
     try:
         yield server

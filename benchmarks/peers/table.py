@@ -24,17 +24,17 @@ QSYNC_THREADS = "qsync_threads"
 class Peer:
     """A queue and how it is measured.
 
-    name          name of its file in peers/adapters/
-    title         its usual name
+    name          name of the file in peers/adapters/
+    title         usual name of the queue
     requirements  pinned packages for pip; the first is the peer itself
     handlers      kind of handlers in a server process
-    server        command of one server process, as its own docs start it; the first word is a
-                  program of its environment; {url} and {threads} are filled in
+    server        command of one server process, as in the docs of the queue; the first word is a
+                  program of the environment; {url} and {threads} are filled in
     threads       numbers of threads to drain with, of which the fastest counts; latency is
                   measured with the first
-    settings      settings that differ from its defaults, in words
+    settings      settings that differ from the defaults, in words
     delivery      fate of a task whose server dies
-    docs          page of its docs about these settings
+    docs          page of the docs about these settings
     drain         number of tasks to drain
     one           number of tasks that a single caller enqueues
     concurrent    number of tasks that concurrent callers enqueue
@@ -167,7 +167,7 @@ PEERS = (
         requirements=("pydocket==0.27.0", REDIS, HIREDIS, UVLOOP),
         handlers="coroutine",
         server=(PYTHON, "-m", "benchmarks.peers.adapters.docket"),
-        settings="concurrency=100, execution_ttl=0 (its fire and forget), max_connections=200; "
+        settings="concurrency=100, execution_ttl=0 (fire and forget), max_connections=200; "
         "uvloop",
         delivery=AT_LEAST_ONCE,
         docs="https://github.com/chrisguidry/docket/blob/main/docs/production.md",

@@ -1,9 +1,9 @@
 """An event loop whose time is virtual: when no callback is ready, it jumps to the next timer.
 
-Every callback belongs to a strand, which is the event loop or a thread of a simulated process, or
-to the world, that is, the network, the store and the plan of the faults. Within a strand, callbacks
-run in asyncio's order; the seed chooses between strands. A strand can be held back, and the strands
-of a dead process never run again.
+Every callback belongs to a strand or to the world. A strand is the event loop or a thread of a
+simulated process; the world is the network, the store and the plan of the faults. Within a strand,
+callbacks run in asyncio's order; the seed chooses between strands. A strand can be held back, and
+the strands of a dead process never run again.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m tests.support.attacked_server URL PREFIX
 
 The server runs a valid task before it prints "ready", so that all lazy imports are done. When its
-input ends, it prints a JSON object with what happened since then: the forbidden audit events, the
-newly imported modules, the types of the tasks it ran, and the growth of its memory.
+input ends, the program prints what has happened since then as a JSON object: forbidden audit
+events, newly imported modules, the types of the tasks that ran, and the growth of its memory.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 CONFIG is a JSON object with the options of the server, and with options for its environment:
 
-    clock_s   seconds by which its clock is ahead; at SIGUSR1 it falls behind by as much
+    clock_s   seconds by which its clock is ahead; from SIGUSR1 on, its clock is as far behind
     ticks     number of periodic tasks, each with the period `every_s`
 
 Each event is appended to HISTORY as one line in one write, so that the lines survive the process.

@@ -40,8 +40,8 @@ def partial_cluster() -> Cluster:
 
 @contextlib.contextmanager
 def lists_away(cluster: Cluster, prefix: str, *, gone: bool) -> Iterator[str]:
-    """Yield a queue whose node is reachable while the node that lists the queues, which is also the
-    node in the URL of clients, refuses connections or hangs."""
+    """Yield a queue whose node is reachable while the node that lists the queues refuses
+    connections or hangs. Clients have that node in their URL."""
     lists = cluster.holder(GlobalKeys(prefix).queues)
     queue = next(
         f"q{at}"

@@ -508,9 +508,9 @@ def _follows(replica: Store, primary: Store) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that was free a moment ago. The port is below the range of ephemeral ports, so
-    that a client that retries while its store is down neither takes the port of the store nor
-    connects to itself.
+    """Return a port that was free a moment ago. The port is below the range of ephemeral ports.
+    Otherwise, a client that retries while its store is down could take the store's port or connect
+    to itself.
     """
     while True:
         port = random.randrange(10_000, 32_000)

@@ -596,7 +596,7 @@ def test_opening_a_kit_takes_a_few_ms(shop: Shop) -> None:
         with Kit(shop.app):
             pass
         took.append(time.perf_counter() - began)
-    sys.stdout.write(f"a further test with the fixture qsync, ms: {sorted(took)[5] * 1000:.1f}\n")
+    sys.stdout.write(f"each further test with the fixture qsync: {sorted(took)[5] * 1000:.1f} ms\n")
     assert sorted(took)[5] < 0.005
 
 

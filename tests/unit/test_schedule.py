@@ -21,9 +21,9 @@ MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
-# Years in which these zones had all kinds of changes: by half an hour (Lord Howe, Pyongyang), by
-# two (Troll) and three hours (Casey), at midnight, four in a year (Casablanca), and for the last
-# time (Sao Paulo).
+# In these years, the zones below changed their clocks in all kinds of ways: by half an hour (Lord
+# Howe, Pyongyang), by two (Troll) and three hours (Casey), at midnight, four times in a year
+# (Casablanca), and for the last time (Sao Paulo).
 START = datetime(2017, 1, 1, tzinfo=UTC)
 ZONES = [
     "Africa/Cairo", "Africa/Casablanca", "Africa/Khartoum", "Africa/Sao_Tome",
@@ -69,8 +69,8 @@ def local(schedule: Cron, after: str, until: str) -> list[str]:
     return [f"{datetime.fromtimestamp(t // SECOND, zone):%d %H:%M%z}" for t in found]
 
 
-# An independent oracle that shares no code with the implementation: it goes through the local time
-# step by step, and matches each reading of the clock against the expression.
+# An independent oracle that shares no code with the implementation. It steps through the local
+# time, and matches each reading of the clock against the expression.
 
 
 class Wanted:
@@ -250,7 +250,7 @@ def test_ticks_increase_and_previous_reverses_next(schedule: Schedule, moment: i
 @pytest.mark.parametrize(
     ("expression", "tz", "after", "until", "due"),
     [
-        # Berlin skips 02:00 to 03:00 on 30 March 2025; it comes twice on 26 October.
+        # Berlin skips 02:00 to 03:00 on 30 March 2025 and repeats it on 26 October.
         ("30 2 * * *", "Europe/Berlin",
          "2025-03-29T00:00+01:00", "2025-03-31T12:00+02:00",
          ["29 02:30+0100", "30 03:00+0200", "31 02:30+0200"]),
@@ -278,7 +278,7 @@ def test_ticks_increase_and_previous_reverses_next(schedule: Schedule, moment: i
         ("0 */2 * * *", "Europe/Berlin",
          "2025-03-30T00:00+01:00", "2025-03-30T06:00+02:00",
          ["30 04:00+0200", "30 06:00+0200"]),
-        # New York skips 02:00 to 03:00 on 9 March 2025; 01:00 to 02:00 comes twice on 2 November.
+        # New York skips 02:00 to 03:00 on 9 March 2025 and repeats 01:00 to 02:00 on 2 November.
         ("5 2 * * *", "America/New_York",
          "2025-03-09T00:00-05:00", "2025-03-10T12:00-04:00",
          ["09 03:00-0400", "10 02:05-0400"]),
@@ -288,7 +288,7 @@ def test_ticks_increase_and_previous_reverses_next(schedule: Schedule, moment: i
         ("0 * * * *", "America/New_York",
          "2025-11-02T00:30-04:00", "2025-11-02T02:00-05:00",
          ["02 01:00-0400", "02 01:00-0500", "02 02:00-0500"]),
-        # Lord Howe skips 02:00 to 02:30 on 5 October 2025; 01:30 to 02:00 comes twice on 6 April.
+        # Lord Howe skips 02:00 to 02:30 on 5 October 2025 and repeats 01:30 to 02:00 on 6 April.
         ("10,40 2 * * *", "Australia/Lord_Howe",
          "2025-10-05T00:00+10:30", "2025-10-06T00:00+11:00",
          ["05 02:30+1100", "05 02:40+1100"]),
@@ -301,8 +301,8 @@ def test_ticks_increase_and_previous_reverses_next(schedule: Schedule, moment: i
         ("45 1 * * *", "Australia/Lord_Howe",
          "2025-04-06T00:00+11:00", "2025-04-07T00:00+10:30",
          ["06 01:45+1100"]),
-        # Sao Paulo skipped 00:00 to 01:00 on 4 November 2018, had 23:00 to 24:00 twice on
-        # 16 February 2019, and has not changed its clock since.
+        # Sao Paulo skipped 00:00 to 01:00 on 4 November 2018, repeated 23:00 to 24:00 on 16
+        # February 2019, and has not changed its clock since.
         ("0 0 * * *", "America/Sao_Paulo",
          "2018-11-03T12:00-03:00", "2018-11-05T12:00-02:00",
          ["04 01:00-0200", "05 00:00-0200"]),
@@ -312,8 +312,8 @@ def test_ticks_increase_and_previous_reverses_next(schedule: Schedule, moment: i
         ("0 0 3,4 11 *", "America/Sao_Paulo",
          "2019-01-01T00:00-02:00", "2019-12-31T00:00-03:00",
          ["03 00:00-0300", "04 00:00-0300"]),
-        # Casablanca turns its clock back for Ramadan: in 2025, 02:00 to 03:00 comes twice on
-        # 23 February, and not on 6 April.
+        # Casablanca turns its clock back for Ramadan: in 2025, it repeats 02:00 to 03:00 on 23
+        # February and skips it on 6 April.
         ("15 2 * * *", "Africa/Casablanca",
          "2025-02-22T12:00+01:00", "2025-02-24T12:00+00:00",
          ["23 02:15+0100", "24 02:15+0000"]),

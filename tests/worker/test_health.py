@@ -494,9 +494,8 @@ def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
     """Simulates KEDA, which polls every 15 s and runs the desired number of workers, but at least
     one.
 
-    50 tasks per second arrive, and a worker runs 10 per second on 20 slots, so six workers keep up
-    with some capacity to spare. The backlog is soon drained, and then the number of workers stays
-    the same.
+    50 tasks per second arrive, and a worker runs 10 per second on 20 slots, so six workers can keep
+    up. The backlog is soon drained, and then the number of workers stays the same.
     """
     made, workers, pending, enqueued, finished = Scaler(1), 1, float(backlog), 0.0, 0.0
     seen = []

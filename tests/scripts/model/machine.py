@@ -556,9 +556,8 @@ OF_IDS: Final = {"a": ("c:1",), "b": ("r",), "-1": ("r", "c:1"), "XX": ("c:1", "
 """Limits of the tasks with these ids, unless their options set limits."""
 
 REMEMBERED_REPLACEMENT: Final = {"on_duplicate", "remember_us"}
-"""Options of tasks that need a sender. If a call without a sender is repeated, such a task is
-refused because its id is remembered, and an earlier task of the call replaces the holder
-instead."""
+"""Options that together need a sender. Without a sender, a repeated call refuses such a task
+because its id is remembered, and an earlier task of the call replaces the holder instead."""
 
 OTHER_TYPE: Final = ("-1", "XX")
 """Ids of the tasks whose type is `other`."""
