@@ -136,7 +136,7 @@ class Chaos:
             for line in log.read_text(errors="replace").splitlines()
             if " ERROR " in line
             # Dead tasks are checked separately, including tasks that were rerun or deleted at once.
-            and not re.search(" is dead: | more tasks? crashed too often and died", line)
+            and not re.search(" is dead: | more tasks? crashed too often and became dead", line)
             and not killed_by_test(line, evidence)
         ]
         audit = subprocess.run(

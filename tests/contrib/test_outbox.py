@@ -505,8 +505,8 @@ def test_outage_is_logged_when_it_begins_each_minute_and_when_it_ends(
     retries.worked("send rows")
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "cannot send rows, retrying: OSError: no route",
-        "cannot send rows, for 1 min now: OSError: no route",
-        "cannot send rows, for 2 min now: OSError: no route",
+        "still cannot send rows after 1 min: OSError: no route",
+        "still cannot send rows after 2 min: OSError: no route",
         "can send rows again, after 2 min 10 s",
     ]
 

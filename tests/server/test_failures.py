@@ -197,7 +197,7 @@ def test_skip_retry_is_not_logged_as_a_failure(
 ) -> None:
     told, [record] = run(valkey.url, prefix, caplog, Task("skip", b""))
     assert record.levelname == "WARNING"
-    assert "is dead by its own decision, attempt 1 of 4: SkipRetry: no such" in record.getMessage()
+    assert "is dead: retries skipped, attempt 1 of 4: SkipRetry: no such" in record.getMessage()
     assert told.calls == []
 
 

@@ -140,7 +140,7 @@ def test_embedded_server_logs_too_many_hung_handlers_once_and_stops_fetching(
         asyncio.run(main())
     said = [record.getMessage() for record in caplog.records if "max_hung" in record.getMessage()]
     assert said == [
-        "1 handlers hang, more than max_hung=0: the server takes no new tasks and stops"
+        "hung handlers: 1, more than max_hung=0; the server takes no new tasks and stops"
     ]
 
 

@@ -272,7 +272,7 @@ class Verdict:
                 self.find(f"{wanted.id} is dead because of a future deadline")
         elif not (
             "timed out" in error
-            or ("no server knew it for an hour" in error and self.ledger.forgetful)
+            or ("no server had a handler for it for an hour" in error and self.ledger.forgetful)
             or kind == "skip"
             or (kind == "nested" and "no child" in error)  # the store had no memory for the result
             or (kind in ("fail", "again", "gives_up") and times > wanted.retry)

@@ -76,14 +76,14 @@ def test_recovery_log_names_as_many_tasks_as_fit_and_each_dead_task(
             await b.client.enqueue_many(Task("wait", payload, id=f"t{n}") for n in range(30))
             await hold(b, 30, "gone")
             async with b.server(mux, max_crashes=1, concurrency=3):
-                await until(lambda: "more tasks crashed too often and died" in caplog.text)
+                await until(lambda: "more tasks crashed too often and became dead" in caplog.text)
 
     asyncio.run(main())
     deaths = [one for one in caplog.records if "is dead: crashed 1 time" in one.getMessage()]
     assert len(deaths) >= 10
     for one in deaths:
         assert (one.levelno, vars(one)["task_type"]) == (logging.ERROR, "wait")
-    assert f"{30 - len(deaths)} more tasks crashed too often and died" in caplog.text
+    assert f"{30 - len(deaths)} more tasks crashed too often and became dead" in caplog.text
 
 
 def test_task_that_runs_again_after_a_crash_is_named(
@@ -104,5 +104,5 @@ def test_task_that_runs_again_after_a_crash_is_named(
     asyncio.run(main())
     said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
     name = "task one of type render on queue default"
-    assert f"{name} runs again: a server died with it once" in said
+    assert f"{name} runs again: a server died once while running it" in said
     assert any(": one (render, crash 1)" in text for text in said)

@@ -253,7 +253,7 @@ def check_fields(records: list[dict[str, Any]]) -> None:
     assert (unread["task_id"], unread["queue"]) == ("raw", "default")
     told = [one for one in records if one["message"].startswith("on_error raised")]
     assert {one["task_type"] for one in told} >= {"value", "thread", "caused"}
-    [skipped] = [one for one in records if "by its own decision" in one["message"]]
+    [skipped] = [one for one in records if "retries skipped" in one["message"]]
     assert (skipped["task_type"], skipped["level"]) == ("skip", "warning")
     for type in ("says", "says-thread", "says-process"):
         [said] = [

@@ -431,7 +431,7 @@ app.server = lambda *args, **config: make_server(*args, **config, max_hung=2)
             for one in handles:
                 assert (one.info().last_error or "").startswith("TimeoutError"), "each by its limit"
         worker.wait_ready(2)
-        assert "3 handlers hang, more than max_hung=2" in worker.out()
+        assert "hung handlers: 3, more than max_hung=2" in worker.out()
         assert f"(pid {first}) ended: exit code 1: more than 2 handlers kept" in worker.out()
         wait_until(lambda: gone(first))
         worker.enqueue("note")

@@ -341,7 +341,7 @@ def _check_retry_delay(value: object) -> None:
         return
     delays = value if isinstance(value, list | tuple) else [value]
     if not 0 < len(delays) <= LONGEST_LIST:
-        raise ConfigError(f"retry_delay: must list 1 to {LONGEST_LIST} times, not {len(delays)}")
+        raise ConfigError(f"retry_delay: must list 1 to {LONGEST_LIST} delays, not {len(delays)}")
     for delay in delays:
         _seconds("retry_delay", delay, 0.0)
 

@@ -78,7 +78,9 @@ class CrashLog:
         if fetched.died > len(died):
             more = fetched.died - len(died)
             log.error(
-                "queue %s: %s crashed too often and died", keys.queue, plural(more, "more task")
+                "queue %s: %s crashed too often and became dead",
+                keys.queue,
+                plural(more, "more task"),
             )
 
     async def _died(self, keys: QueueKeys, fetched: FetchResult) -> list[StoredTaskRow]:

@@ -71,7 +71,7 @@ class Failures:
         if isinstance(error, Retry) and not dead:
             level, outcome = logging.INFO, f"will run again {due}, {attempt}"
         elif isinstance(error, SkipRetry):
-            level, outcome = logging.WARNING, f"is dead by its own decision, {attempt}"
+            level, outcome = logging.WARNING, f"is dead: retries skipped, {attempt}"
         elif dead:
             level, outcome = logging.ERROR, f"is dead: failed, {attempt}"
         else:
@@ -105,7 +105,7 @@ class Failures:
     def suspected(self, leased: LeasedTask) -> None:
         """Log that a task runs again although a server died while running it."""
         times = "once" if leased.crashes == 1 else f"{leased.crashes} times"
-        text = f"{_name(leased)} runs again: a server died with it {times}"
+        text = f"{_name(leased)} runs again: a server died {times} while running it"
         fields = {**leased.fields, "crashes": leased.crashes}
         log_trace(log, logging.WARNING, text, "", fields)
 
@@ -119,7 +119,7 @@ class Failures:
         self.unknown_types[key] = None
         text = (
             f"{_name(leased)} returns to the queue: this server has no handler for type "
-            f"{printable(key[1])}; a task without a handler for {UNKNOWN_FOR} is dead"
+            f"{printable(key[1])}; without a handler for {UNKNOWN_FOR}, a task becomes dead"
             f"{self._similar(key[1])}"
         )
         log_trace(log, logging.WARNING, text, "", leased.fields)

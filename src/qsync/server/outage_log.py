@@ -65,7 +65,7 @@ class Outage:
         elif isinstance(error, StoreUnavailable):
             log.warning("the store has been unavailable for %s: %s", lasts, error)
         else:
-            log.warning("cannot %s, for %s now: %s", part, lasts, error)
+            log.warning("still cannot %s after %s: %s", part, lasts, error)
 
     def worked(self, part: str) -> None:
         """Record that a part works; log the recovery once all parts work."""

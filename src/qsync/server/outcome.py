@@ -167,7 +167,7 @@ def unknown_type(leased: LeasedTask, now_us: int) -> Settlement:
     since = before.unknown_since_us or now_us
     times = before.unknown_times + 1
     if now_us - since >= UNKNOWN_FOR_US:
-        text = f"unknown type {leased.message.type!r}: no server knew it for an hour"
+        text = f"unknown type {leased.message.type!r}: no server had a handler for it for an hour"
         return _kill(leased, replace(before, error=text, failed_at_us=now_us), failed=False)
     delay_us = min(60, 2 ** min(times - 1, 6)) * 1_000_000
     record = replace(before, unknown_since_us=since, unknown_times=times, due_us=now_us + delay_us)

@@ -332,7 +332,7 @@ class ProcessPool:
         for process in [*self._processes]:
             self._end(process, kill=True)
             for call in process.sent:
-                fail(call, HandlerError("the process was killed: the server stops"))
+                fail(call, HandlerError("the process was killed because the server is stopping"))
         await asyncio.to_thread(self._reap, 5.0)
 
     def _reap(self, patience: float) -> None:

@@ -192,12 +192,11 @@ class Server:
         return self.config.concurrency if most is None else most
 
     def _on_too_many_hung(self, count: int) -> None:
-        """Stop taking tasks, so that other servers run them. Hung handlers end only with the
-        process."""
+        """Stop taking tasks, since hung handlers end only with the process."""
         if self._stopping.is_set():
             return
         log.error(
-            "%d handlers hang, more than max_hung=%d: the server takes no new tasks and stops",
+            "hung handlers: %d, more than max_hung=%d; the server takes no new tasks and stops",
             count, self._max_hung,
         )  # fmt: skip
         self.overloaded_by_hung = True
@@ -212,7 +211,9 @@ class Server:
 
     def _on_signal(self, count: int) -> None:
         if count == 1:
-            log.info("stopping: running tasks have %g s", seconds(self.config.shutdown_timeout))
+            log.info(
+                "stopping: running tasks have %g s to finish", seconds(self.config.shutdown_timeout)
+            )
             self._stopping.set()
         elif count == 2:
             log.info("stopping at once")

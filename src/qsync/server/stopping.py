@@ -170,7 +170,8 @@ class Stopping:
             handler = None
         if handler is not None:
             log.error(
-                "handler of task %s (%s) does not stop; its slot is freed, and it may still run",
+                "handler of task %s (%s) does not stop; "
+                "its slot is freed, and it may still be running",
                 leased.id,
                 ascii(leased.message.type)[1:-1],
                 extra=leased.fields,

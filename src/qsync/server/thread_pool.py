@@ -208,7 +208,7 @@ class ThreadPool:
                     await self._quiet.wait()
         except TimeoutError:
             running = sum(call.started for call in self._calls.values())
-            log.warning("%d handlers still run in threads", running)
+            log.warning("%d handlers are still running in threads", running)
         for _ in range(self._live):
             self._queue.put(None)
         return not self._calls

@@ -46,7 +46,7 @@ class RetryLog:
             log.warning("cannot %s, %s: %s", action, then, first_line(error))
         elif remind:
             lasts = duration(now - failure.since)
-            log.warning("cannot %s, for %s now: %s", action, lasts, first_line(error))
+            log.warning("still cannot %s after %s: %s", action, lasts, first_line(error))
         else:
             log.debug("still cannot %s: %s", action, first_line(error))
 
