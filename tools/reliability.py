@@ -135,7 +135,7 @@ def filled(page: str, parts: Mapping[str, str]) -> str:
         before, _, rest = page.partition(begin)
         _, found, after = rest.partition(end)
         if not found:
-            raise ValueError(f"{PAGE.name} has no place for {name}")
+            raise ValueError(f"{PAGE.name} lacks the markers of {name}")
         page = f"{before}{begin}\n{text}\n\n{end}{after}"
     return page
 

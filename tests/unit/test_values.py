@@ -328,7 +328,7 @@ class Money(Decimal):
 
 
 class Scalar:
-    """Has the attributes of numpy's scalars."""
+    """A stand-in with the attributes of numpy's scalars."""
 
     dtype = "int64"
 

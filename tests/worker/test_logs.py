@@ -352,7 +352,7 @@ def test_unread_log_lines_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatc
     handler.flush()
     assert time.monotonic() - began < 5
     seen, dropped = b"", 0
-    while dropped < 50:  # the pipe and the queue hold about thirty
+    while dropped < 50:  # the pipe and the queue hold about thirty lines
         seen += os.read(reading, 65536)
         lines = [line for line in seen.splitlines() if line.endswith(b"dropped here")]
         dropped = sum(int(line.split()[0]) for line in lines)
