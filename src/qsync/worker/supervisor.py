@@ -383,7 +383,8 @@ class Supervisor:
         self._stopping.set()
         if self._stops == 1:
             log.info(
-                "stopping: running tasks have %g s to finish; send the signal again to stop at once",
+                "stopping: running tasks have %g s to finish; "
+                "send the signal again to stop at once",
                 self._plan.shutdown_timeout,
             )
         for slot in self._slots:
