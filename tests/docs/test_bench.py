@@ -206,7 +206,7 @@ def test_unreported_store_values_are_left_empty(own_store: Store, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--only", "drains"], 2, "--only: no measure 'drains'; there are enqueue, callers,"),
+        (["--only", "drains"], 2, "--only: unknown measure 'drains'; use one of enqueue, callers,"),
         (["--scale", "0.5"], 2, "--scale: not allowed with argument --quick"),
         (["--rounds", "0"], 2, "--rounds must be at least 1"),
         (["--url", "redis://127.0.0.1:1"], 1, "127.0.0.1:1"),

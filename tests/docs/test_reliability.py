@@ -57,7 +57,7 @@ def test_marks_of_a_test_and_of_its_module_are_read(tmp_path: Path) -> None:
 
 
 def test_page_without_marker_is_an_error() -> None:
-    with pytest.raises(ValueError, match="has no place for faults"):
+    with pytest.raises(ValueError, match="lacks the markers of faults"):
         filled("no marks", {"faults": "x"})
 
 
