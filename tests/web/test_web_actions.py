@@ -287,7 +287,7 @@ async def test_page_of_a_schedule_has_runs_and_backfill(store: Store, prefix: st
         inspector = web.bed.inspector
         await inspector.put_schedule("daily", Task("t"), cron="0 3 * * *", tz="Europe/Moscow")
         page = "/schedule/runs?name=daily&queue=default"
-        assert "No runs are noted yet." in (await web.client.get(page)).text
+        assert "No runs are recorded yet." in (await web.client.get(page)).text
         listed = (await web.client.get("/schedules")).text
         assert html.escape(page) in listed
         form = {"name": "daily", "queue": "default", "from": "2026-01-01T00:00"}

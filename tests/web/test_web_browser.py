@@ -137,7 +137,7 @@ def test_ticks_focus_scroll_and_open_details_survive_a_refresh(
     for name in ticked:
         until(system, name, "completed")
     web.click("Re-run all 37…")
-    web.says("Re-run 37 dead tasks in queue default? They get a fresh set of attempts.")
+    web.says("Re-run 37 dead tasks in queue default? The tasks get a fresh set of attempts.")
     web.click("Re-run 37 tasks")
     web.says("37 tasks re-queued.")
     wait_until(lambda: system.inspect(lambda i: i.queue("default")).states["dead"] == 0, 20)  # type: ignore[union-attr]

@@ -43,7 +43,7 @@ async def test_errors_are_listed_with_their_counts(failed: Bed) -> None:
     text = (await page(failed, "/errors")).text
     assert text.index(f"/error?id={GROUP}") < text.index("&lt;script&gt;")
     assert "<script>alert" not in text
-    assert "goes on by itself" not in text
+    assert "updates by itself" not in text
 
 
 async def test_one_error_has_its_trace_keys_and_queues(failed: Bed) -> None:

@@ -57,7 +57,7 @@ async def test_lists_leave_out_a_queue_of_a_later_layout(store: Store, prefix: s
             for path in ("/", "/queues", "/search?q=type:t", "/events"):
                 answer = await browser.get(path)
                 assert answer.status_code == 200, path
-                assert "1 queue is left out, since a later version of qsync" in answer.text, path
+                assert "1 queue is not shown, because a later version" in answer.text, path
             for path in ("/errors", "/schedules", "/servers", "/types", "/tasks", "/dead"):
                 assert (await browser.get(path)).status_code == 200, path
             assert "Server drained" in (await browser.get("/server?id=s")).text

@@ -182,7 +182,7 @@ def test_every_action_works_beside_running_servers(system: Live) -> None:
         assert "The task is due at " in web.press("Reschedule", delay="500")
         web.open("/tasks?queue=default&state=scheduled&id=s1")
         web.press("Run all matching now…")
-        assert "2 other scheduled tasks keep their time." in web.text
+        assert "2 other scheduled tasks stay due at their own times." in web.text
         assert web.press("Run 1 task now") == "1 task pending now."
         until(system, "scheduled", "completed", "scheduled", ids=waiting("s"))
         web.open("/tasks?queue=default&state=scheduled")
@@ -264,9 +264,10 @@ def test_queue_is_deleted_once_empty_and_unserved(system: Live) -> None:
             web.press("Delete queue…")
             return web.press("Delete queue")
 
-        assert delete() == f"Server {server.id} takes tasks from it: stop the server first."
+        refusal = f"Server {server.id} takes tasks from the queue: stop the server first."
+        assert delete() == refusal
         system.do(server.stop())
-        assert delete() == "It holds 1 task: purge or cancel it first."
+        assert delete() == "The queue holds 1 task: purge or cancel it first."
         web.open("/task?id=later&queue=default")
         web.press("Cancel")
         assert delete() == "Queue default is deleted."

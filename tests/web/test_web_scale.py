@@ -163,7 +163,7 @@ def tabs_beside(prefix: str, folder: Path, *, pending: int, dead: int) -> None:
 
             def is_scanned() -> bool:
                 answer = web.get("/errors")
-                return answer is not None and "goes on by itself" not in answer.text
+                return answer is not None and "updates by itself" not in answer.text
 
             wait_until(is_scanned, 300)
             before, of_store = seconds_of(web.process.pid), seconds_of(store.pid)

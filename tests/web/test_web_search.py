@@ -182,7 +182,7 @@ async def test_all_matching_tasks_change_after_a_confirmation_with_the_exact_num
         assert (question, done) == ("Delete 2 tasks?", "2 tasks deleted.")
         assert await search(client, "state:dead") == []
         question, done = await confirmed(client, "state:dead", "delete")
-        assert (question, done) == ("", "No matching task is in a state that allows this.")
+        assert (question, done) == ("", "No matching task is in a state that allows this change.")
         answer = await client.post(
             "/search/act", data={"q": "state:active", "verb": "retry", "scope": "all"}, headers=SAME
         )

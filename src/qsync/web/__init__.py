@@ -3,8 +3,9 @@
     dashboard = create_app(queue.inspector(), auth=is_admin)     # for users that your app admits
     host = Starlette(routes=[Mount("/qsync", dashboard)])
 
-It needs the extra `web`, and reaches the store only through the Inspector. It denies all access
-until you configure `token` or `auth`. docs/dashboard.md describes how to run, mount and secure it.
+The dashboard needs the extra `web`, and uses the store only through the Inspector. It denies all
+access until you configure `token` or `auth`. docs/dashboard.md describes how to run, mount and
+secure the dashboard.
 """
 
 from __future__ import annotations

@@ -132,15 +132,15 @@ ACTIONS: Final[dict[str, View]] = {
 }
 
 WITHOUT_TIMES: Final = {search.show_keys, monitoring.metrics, monitoring.health}
-"""Views before which the store's clock is not read: they show no times, and need no store or report
-that the store does not answer."""
+"""Views that show no times, so the store's clock is not read for them. Some work without a store,
+or report themselves that the store does not answer."""
 
 STATIC: Final = {
     "style.css": "text/css",
     "script.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
-"""Media type by file; no other files are served."""
+"""Media types of the static files; no other files are served."""
 
 
 class Dashboard(Starlette):
@@ -195,25 +195,25 @@ def create_app(
     """Return the dashboard of the inspector's queues as an ASGI app.
 
     others     more stores or prefixes by display name; their pages are below /store/<name>
-    token      secret that lets a request in: users enter it in a sign-in form, which sets a
-               cookie; programs send it as `Authorization: Bearer`
+    token      secret that grants access: users enter it in a sign-in form, which sets a cookie;
+               programs send it as `Authorization: Bearer`
     view_token second secret, for users and programs that may only read
     auth       sync or async function that takes the request. If it returns True or the user's
-               name, the request is let in; if it returns a Response, e.g. a redirect to a sign-in
+               name, the request is allowed; if it returns a Response, e.g. a redirect to a sign-in
                page, the dashboard sends this Response instead. "host" means that the outer app has
                already checked the request. Without token and auth, all requests are refused.
     read_only  whether all changes are refused
     mask       function that takes a task's type and payload (the bytes that a handler gets) and
                returns what to show: text, or bytes of the same kind. Results are then hidden.
-    hosts      allowed names in the Host header, against DNS rebinding; None means any
+    hosts      allowed names in the Host header, against DNS rebinding; None allows any name
     timeout    time limit of a request, in seconds
     language   language of the pages, "en" or "ru"; by default the one that the browser
                prefers. Users can choose another on each page.
     trace_url  URL of a trace, with {trace_id} in it; the page of a task links to the trace in the
                task's header `traceparent`
     role       permissions of users: `view`, `operate` or `delete`, or a function of the request,
-               sync or async, that returns one of these; None means everything. A page has only the
-               buttons that the role allows; other changes are refused with 403.
+               sync or async, that returns one of these; None allows all changes. A page shows only
+               the buttons that the role allows; other changes are refused with 403.
 
     The caller closes the inspector. Raises ConfigError if an option is invalid.
     """
@@ -243,8 +243,8 @@ def make_dashboard(
 ) -> Dashboard:
     """Return the dashboard as `create_app` does.
 
-    allowed_by   what enables changes, as the host application writes it; shown when read-only
-    hosts_by     what allows a name in the Host header, shown when one is refused
+    allowed_by   the setting that enables changes, as a user writes it; shown if changes are off
+    hosts_by     the setting that allows a name in the Host header; shown if a name is refused
     """
     inspectors = _by_path(inspector, others or {})
     if mask is not None and not callable(mask):
@@ -317,7 +317,7 @@ def _routes(site: Site, sign_in: SignIn | None) -> list[BaseRoute]:
 
 
 def _mount(site: Site) -> Mount:
-    """Return the pages of one more store, whose access the whole dashboard checks."""
+    """Return the pages of an additional store; the guard of the dashboard checks their requests."""
     pages = Starlette(
         routes=_routes(site, None), exception_handlers={HTTPException: _bind(site, _not_found)}
     )
@@ -333,7 +333,7 @@ def _file(data: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _bind(site: Site, view: Callable[..., Awaitable[Response]]) -> Any:
-    """Return the view as a route's endpoint; errors of the store become error pages."""
+    """Return the view as an endpoint for a route; errors of the store become error pages."""
 
     async def answer(request: Request, *args: Any) -> Response:
         site.sampler.start()
@@ -360,7 +360,7 @@ def _failed(site: Site, request: Request, error: QsyncError) -> Response:
         title, status, text = _("Invalid request"), 400, written(phrase_of(error))
     elif isinstance(error, QueueFull):
         title, status = _("The store is full"), 507
-        text = _("It has no memory left for this, so nothing was changed.")
+        text = _("The store has no memory left for this change, so nothing was changed.")
     elif isinstance(error, ConfigError):
         title, status = _("The store denies access"), 403
         text = _(

@@ -16,7 +16,7 @@ from qsync.value_text import shorten
 from qsync.web.translation import _
 
 WIDTH: Final = 100.0
-"""Width of the longest bar, in units of its drawing."""
+"""Width of the longest bar, in units of the SVG drawing."""
 
 CLOCKS: Final = timedelta(seconds=1)
 """Tolerated difference between the clocks of the store and of a server."""
@@ -27,7 +27,7 @@ _PLACE: Final = "{trace_id}"
 
 @dataclass(frozen=True, slots=True)
 class AttemptBar:
-    """An attempt: how long it waited and ran, in seconds and as widths; None means unknown.
+    """An attempt, with how long it waited and ran: in seconds (None if unknown) and as widths.
 
     `operator` is the name of the operator who re-ran the task before this attempt, if recorded.
     """
@@ -73,14 +73,15 @@ def bars_of(
 
 
 def outcomes() -> dict[str, str]:
-    """Return how an attempt ended, in words."""
+    """Return the words for how an attempt ended, by outcome."""
     return {"failed": _("failed"), "completed": _("completed")}
 
 
 def _rerun(
     reruns: Sequence[tuple[datetime, str]], ready: datetime | None, begun: datetime | None
 ) -> tuple[datetime | None, str]:
-    """Return the time from which an attempt could begin, and the operator who re-ran the task."""
+    """Return the time from which an attempt could begin, and the operator who re-ran the task
+    before the attempt ("" if none did)."""
     if ready is None or begun is None:
         return ready, ""
     between = [each for each in reruns if ready <= each[0] <= begun + CLOCKS]
@@ -92,7 +93,7 @@ def _enqueued(task: TaskDetail) -> datetime | None:
 
 
 def _last(task: TaskDetail, explanation: Explanation, ready: datetime | None) -> AttemptBar | None:
-    """Return the attempt that runs, or the one that completed; None if there is neither."""
+    """Return the running or the completed attempt; None if there is neither."""
     row = task.row
     if row.state is TaskState.ACTIVE and explanation.since is not None:
         begun, now = explanation.since, store_clock.now()
@@ -121,7 +122,7 @@ def _drawn(bar: AttemptBar, longest: float) -> AttemptBar:
 
 
 def check_trace_url(url: str | None) -> str | None:
-    """Return the address of traces. Raise ConfigError if it is invalid."""
+    """Check the option `trace_url` and return it; raise ConfigError if it is invalid."""
     if url is None:
         return None
     if not isinstance(url, str) or not re.match("https?://", url) or _PLACE not in url:
@@ -133,7 +134,7 @@ def check_trace_url(url: str | None) -> str | None:
 
 
 def trace_link(url: str | None, task: TaskDetail) -> str | None:
-    """Return the address of the trace in which the task was enqueued; None if there is no trace."""
+    """Return the URL of the trace in which the task was enqueued; None if there is no trace."""
     match = _PARENT.fullmatch(task.headers.get("traceparent", ""))
     return None if url is None or match is None else url.replace(_PLACE, match[1])
 

@@ -28,13 +28,13 @@ log: Final = logging.getLogger("qsync.web")
 
 Answer = bool | str | Response | None
 Auth = Callable[[Request], Answer | Awaitable[Answer]]
-"""The host app's function: True or the user's name lets the request in; a Response is sent instead
-of the page; any other value refuses the request."""
+"""The host app's function of a request. True or the user's name allows the request; a Response is
+sent instead of the page; any other value refuses the request."""
 
 COOKIE: Final = "qsync_session"
 SESSION_S: Final = 7 * 86_400
 MAX_SESSIONS: Final = 10_000
-"""Maximum number of sessions; a new session beyond it ends the oldest."""
+"""Maximum number of sessions; when a new one exceeds it, the oldest ends."""
 
 MIN_TOKEN_LENGTH: Final = 16
 
@@ -42,19 +42,20 @@ VIEW_MARK: Final = ".view"
 """Suffix of the cookie of a read-only session."""
 
 MAX_ATTEMPTS: Final = 5
+"""Number of wrong tokens that an address may send within ATTEMPTS_WINDOW_S."""
+
 ATTEMPTS_WINDOW_S: Final = 60.0
-"""Number of wrong tokens that an address may send, and the period in which they are counted."""
 
 MAX_ADDRESSES: Final = 10_000
 """Maximum number of addresses whose wrong tokens are counted."""
 
 
 NEXT_LIMIT: Final = 2000
-"""Maximum length of the address to which the sign-in form redirects."""
+"""Maximum length of the path to which the sign-in form redirects."""
 
 LOGIN_PATH: Final = "/login"
 LOGIN_STYLE_PATH: Final = "/login.css"
-"""Paths of the form and its style sheet; only these are served without sign-in."""
+"""Paths of the sign-in form and its style sheet; only these are served without sign-in."""
 
 
 class Access(Protocol):
@@ -67,7 +68,8 @@ class Access(Protocol):
 def access_of(
     token: str | None, auth: Auth | Literal["host"] | None, view_token: str | None = None
 ) -> Access:
-    """Return the access for these options. Raise ConfigError if they are invalid."""
+    """Return the access check that these options configure; raise ConfigError if they are
+    invalid."""
     if token is not None and auth is not None:
         raise ConfigError("auth: pass either token= or auth=, not both")
     if view_token is not None and token is None:
@@ -95,7 +97,7 @@ class DenyAll:
 
 
 class AllowAll:
-    """Lets all requests in: the outer app has checked them."""
+    """Allows all requests: the outer app has already checked them."""
 
     async def admit(self, request: Request) -> str | Response:
         """Return the user's name, if the outer app sets one."""
@@ -105,7 +107,7 @@ class AllowAll:
 
 
 class CallbackAuth:
-    """Lets in the requests that a function of the host app accepts."""
+    """Allows the requests that a function of the host app accepts."""
 
     def __init__(self, auth: Auth) -> None:
         self._auth = auth
@@ -124,7 +126,7 @@ class CallbackAuth:
 
 
 class TokenAccess:
-    """Lets in requests with the token: in a header, or in a cookie that the sign-in form sets."""
+    """Allows requests that have the token in a header, or a session that the sign-in form began."""
 
     def __init__(self, token: str, *, view_token: str | None = None) -> None:
         for field, text in (("token", token), ("view_token", view_token)):
@@ -139,7 +141,7 @@ class TokenAccess:
         self._has_warned = False
 
     async def admit(self, request: Request) -> str | Response:
-        """Let in a request that has a session, or the token in the Authorization header."""
+        """Allow a request that has a session, or the token in the Authorization header."""
         cookie = request.cookies.get(COOKIE, "")
         if self._is_session(cookie):
             if cookie.endswith(VIEW_MARK):
@@ -152,7 +154,8 @@ class TokenAccess:
         return "" if refused is None else refused
 
     def check(self, request: Request, token: str) -> Response | None:
-        """Return None for the right token, or a response: 401, or 429 after too many attempts."""
+        """Return None if the token is right; otherwise a response with status 401, or 429 after
+        too many wrong tokens."""
         address = request.client.host if request.client else ""
         if wait := self._throttle.wait(address):
             text = _("Too many wrong tokens. Try again in %(wait)s.", wait=duration(wait))
@@ -167,12 +170,12 @@ class TokenAccess:
         return Response(status_code=401)
 
     def _warn_of_proxy(self, request: Request, address: str) -> None:
-        """Warn once if wrong tokens are counted for a proxy, and so for all users behind it."""
+        """Warn once if wrong tokens count against a proxy, and therefore against all its users."""
         forwarded = request.headers.get("x-forwarded-for")
         if forwarded and address not in forwarded and not self._has_warned:
             self._has_warned = True
             log.warning(
-                "a wrong token came through a proxy at %s; wrong tokens lock out its address, and "
+                "a wrong token came through a proxy at %s; wrong tokens lock out this address, and "
                 "so all users behind it. To count them per user, start with --trust-proxy %s",
                 address, address,
             )  # fmt: skip
@@ -180,9 +183,8 @@ class TokenAccess:
     def session(self, *, now: float | None = None, view: bool = False) -> str:
         """Start a session of a week; return the value of its cookie.
 
-        With `view` the session is read-only.
-
-        Sessions are kept in memory, so an ended session stays ended. A restart ends all sessions.
+        If `view` is true, the session is read-only. Sessions are kept in memory, so a cookie is
+        useless once its session has ended, and a restart ends all sessions.
         """
         until = int(time.time() if now is None else now) + SESSION_S
         value = f"{until}.{secrets.token_urlsafe(32)}{VIEW_MARK if view else ''}"
@@ -211,7 +213,7 @@ class LoginThrottle:
         self._failed: OrderedDict[str, deque[float]] = OrderedDict()
 
     def wait(self, address: str) -> float:
-        """Return the seconds that the address has to wait; 0 if it may try now."""
+        """Return how long the address has to wait, in seconds; 0 if it may try now."""
         times = self._failed.get(network_of(address))
         if times is None or len(times) < MAX_ATTEMPTS:
             return 0.0
@@ -227,7 +229,7 @@ class LoginThrottle:
 
 
 def network_of(address: str) -> str:
-    """Return the unit by which to count: an IPv4 address, or the /64 network of an IPv6 address."""
+    """Return what to count by: an IPv4 address itself, or the /64 network of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -240,7 +242,7 @@ def network_of(address: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address or a name."""
+    """Return whether a host name or address can be reached only from this machine."""
     if host.lower() == "localhost" or host.lower().endswith(".localhost"):
         return True
     try:
@@ -260,8 +262,8 @@ def host_of(request: Request) -> str:
 def same_origin(request: Request) -> bool:
     """Return whether a request that changes something comes from a page of this dashboard.
 
-    Browsers send this information in two headers. They omit Sec-Fetch-Site for pages loaded over
-    plain HTTP from another machine; then Origin alone decides.
+    Browsers send this information in the headers Sec-Fetch-Site and Origin. They omit
+    Sec-Fetch-Site for pages loaded over plain HTTP from another machine; then Origin alone decides.
     """
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "")
     if site is None:
@@ -274,7 +276,7 @@ def same_origin(request: Request) -> bool:
 
 
 class SignIn:
-    """Serves the form and its style sheet to users without a session."""
+    """Serves the sign-in form and its style sheet to users without a session."""
 
     def __init__(self, access: TokenAccess, environment: Environment) -> None:
         self._access = access
@@ -282,7 +284,7 @@ class SignIn:
         self._style = environment.get_template("login.css").render()
 
     def form(self, request: Request, *, next_path: str = "", wrong: bool = False) -> Response:
-        """Return the form with status 401; after sign-in, it redirects to the requested page."""
+        """Return the form with status 401; after sign-in, the user gets the requested page."""
         root = root_of(request)
         if not next_path and request.method == "GET" and request.url.path != f"{root}{LOGIN_PATH}":
             next_path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
@@ -291,8 +293,8 @@ class SignIn:
         return HTMLResponse(text, 401, headers)
 
     async def answer(self, request: Request, route: str) -> Response:
-        """Handle requests for the form; the right token starts a session and redirects to
-        `next`."""
+        """Handle a request for the form. The right token starts a session, and the response
+        redirects to the field `next`."""
         if route == LOGIN_STYLE_PATH:
             return Response(self._style, media_type="text/css")
         if request.method != "POST":
@@ -345,7 +347,7 @@ def root_of(request: Request) -> str:
 
 
 def local_path(next_path: str, root: str) -> str:
-    """Return the path if it belongs to the dashboard, else the path of the first page."""
+    """Return the path if it belongs to the dashboard, otherwise the path of the first page."""
     is_inside = next_path.startswith(f"{root}/") and not next_path.startswith("//")
     is_plain = (
         next_path.isascii()

@@ -33,7 +33,7 @@ BUDGET_S: Final = 1.0
 """Time after which a request starts no further step, in seconds."""
 
 COUNT_S: Final = 2.0
-"""Time limit of counting the matching tasks for a confirmation page, in seconds."""
+"""Time limit for counting the matching tasks for a confirmation page, in seconds."""
 
 MAX_CURSOR_LENGTH: Final = 400
 COUNTS: Final = ("scanned", "done", "duplicate", "too_late")
@@ -42,7 +42,7 @@ MAX_TASKS: Final = 10**12
 
 @dataclass(frozen=True, slots=True)
 class BulkAction:
-    """A kind of bulk action: the path of its form, the page to show afterwards, and its wording."""
+    """A kind of bulk action: the path of its form, the page to show afterwards, and its texts."""
 
     action: str
     after: str
@@ -103,7 +103,7 @@ async def apply_to_selected(
     change: Callable[[str], Awaitable[Change]],
     form: Fields,
 ) -> Response:
-    """Change the selected tasks, at most a page of them; then redirect to the summary."""
+    """Change the selected tasks (at most one page of them); then redirect to the summary."""
     kind, ids = KINDS[action], form.all("id-ticked")
     if not ids:
         text = _("No task is selected, so nothing was changed.")
@@ -119,15 +119,18 @@ async def apply_to_selected(
 
 
 class Matching(NamedTuple):
-    """The result of a count: `number` tasks match, or more unless `is_whole`; `others` tasks were
-    read and do not match."""
+    """The result of a count of matching tasks.
+
+    At least `number` tasks match, and no more if `is_whole` is true. `others` is the number of
+    tasks that were read and do not match.
+    """
 
     number: int
     others: int = 0
     is_whole: bool = True
 
     def counted(self, one: str, many: str, /, **values: Any) -> str:
-        """Return the plural form of a text for this number, which replaces `%(num)s`."""
+        """Return the text in the right plural form, with this number in place of `%(num)s`."""
         if self.is_whole:
             return ngettext(one, many, self.number, **values)
         return ngettext(one, many, 0, num=_("%(number)s or more", number=self.number), **values)
@@ -158,7 +161,7 @@ async def count(site: Site, selection: Selection) -> Matching:
 async def _outcome(change: Callable[[str], Awaitable[Change]], id: str) -> str:
     try:
         return (await change(id)).outcome
-    except InvalidTask:  # not a valid id
+    except InvalidTask:  # the id is invalid
         return "refused"
 
 
@@ -201,5 +204,5 @@ def summary(counts: dict[str, int], done: tuple[str, str]) -> str:
 
 
 def back_to(request: Request, path: str, **query: object) -> str:
-    """Return the address of the page to which a confirmation page returns."""
+    """Return the URL to which the user returns from a confirmation page without a change."""
     return links(request)(path, **query)

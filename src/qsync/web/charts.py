@@ -1,4 +1,4 @@
-"""Converts figures into chart coordinates and labels; templates/charts.html draws the charts."""
+"""Converts numbers into chart coordinates and labels; templates/charts.html draws the charts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTH: Final = 300
 HEIGHT: Final = 100
 
 STEPS: Final = 60
-"""Maximum number of steps whose values a line chart lists as text."""
+"""Maximum number of steps of a line chart whose values are also listed as text."""
 
 PER_SECOND: Final = marked("%(number)s/s")
 SECONDS: Final = "s"
@@ -87,8 +87,9 @@ def line_chart(
     """Return a line chart of `series`: the name, CSS class and values of each line, the latest
     value last. A value of None leaves a gap.
 
-    `unit` is a string of the catalogue. `width` is the number of values that fit; fewer values are
-    drawn at the right. `interval_s` is the time between two values, in seconds.
+    `unit` is a string of the catalogue. `width` is the number of values for the full width; if
+    there are fewer, they are drawn at the right. `interval_s` is the time between two values, in
+    seconds.
     """
     numbers = [value for *_name, values in series for value in values if value is not None]
     top = (time_ceiling if unit is SECONDS else ceiling)(max(numbers, default=0.0))
@@ -127,26 +128,26 @@ def _steps(
 
 @lru_cache(maxsize=8192)
 def _value_text(language: str, unit: str, value: float) -> str:
-    """Return a value in the current language. Results are cached, because a page has a thousand
-    values."""
+    """Return a value in the given language, which is the current one. Results are cached, because
+    a page has a thousand values."""
     return _text(unit, value)
 
 
 def _text(unit: str, value: float) -> str:
-    """Return a value with its unit; a time in its largest two units."""
+    """Return a value with its unit; a time has its largest two units."""
     return seconds(value) if unit is SECONDS else _(unit, number=short_count(value))
 
 
 @lru_cache(maxsize=1024)
 def _ago(language: str, since_s: float) -> str:
-    """Return how long ago a step was, in the current language. Cached."""
+    """Return how long ago a step was, in the current language; results are cached."""
     return _("%(length)s ago", length=duration(since_s)) if since_s else _("now")
 
 
 def path_of(values: Values, top: float, room: int = 0) -> str:
-    """Return the SVG path of values with the latest at the right; `room` is the number that fit.
+    """Return the SVG path of values, with the latest at the right; the full width is `room` values.
 
-    A value between two gaps is a short dash: a line of one point would be invisible.
+    A value between two gaps becomes a short dash: a line of one point would be invisible.
     """
     room = room or len(values)
     step = WIDTH / max(1, room - 1)

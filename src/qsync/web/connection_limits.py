@@ -22,10 +22,10 @@ from qsync.web.auth import network_of
 Network = IPv4Network | IPv6Network
 
 IDLE_S: Final = 5.0
-"""Time within which the head of a request must be complete, in seconds."""
+"""How long a connection may be idle, and so how long the head of a request may take, in seconds."""
 
 FLUSH_S: Final = 30.0
-"""Time within which a client must read a response, in seconds."""
+"""How long a client may take to read a response, in seconds."""
 
 CONNECTIONS: Final = 200
 """Maximum number of connections."""
@@ -58,9 +58,9 @@ class ConnectionLimits:
         self._of: Counter[str] = Counter()
 
     def add(self, connection: _LimitedConnection) -> bool:
-        """Register a new connection; at the limit, close another to make room.
+        """Register a new connection; at the limit, close another one first.
 
-        Return False if no other connection can be closed.
+        Return False if every other connection is busy.
         """
         network = connection.network
         others: list[_LimitedConnection] = []
@@ -94,7 +94,7 @@ class ConnectionLimits:
         return self._total if trusted else self._per_address
 
     def watch(self, app: ASGIApp) -> ASGIApp:
-        """Return the app, wrapped so that each request is counted for its connection."""
+        """Wrap the app so that each connection knows which of its requests are in flight."""
 
         async def watched(scope: Scope, receive: Receive, send: Send) -> None:
             connection = scope.get("state", {}).pop(_KEY, None)

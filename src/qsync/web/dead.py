@@ -68,7 +68,7 @@ async def delete(site: Site, request: Request) -> Response:
 
 
 async def acknowledge(site: Site, request: Request) -> Response:
-    """Acknowledge the dead tasks of a queue; the overview no longer lists them."""
+    """Acknowledge the dead tasks of a queue, so that the overview no longer reports them."""
     form = await site.form(request)
     queue, text = form.text("queue"), form.text("until", 40)
     try:
@@ -100,7 +100,7 @@ async def _ask_to_run(site: Site, request: Request, form: Fields, selection: Sel
             "Re-run %(num)s dead tasks in queue %(queue)s?",
             queue=queue,
         )
-    sentences = [question, _("They get a fresh set of attempts."), *_others(matching)]
+    sentences = [question, _("The tasks get a fresh set of attempts."), *_others(matching)]
     button = matching.counted("Re-run %(num)s task", "Re-run %(num)s tasks")
     return site.confirm(
         request, form, text=" ".join(sentences), button=button, danger=False,

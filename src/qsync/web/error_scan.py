@@ -26,12 +26,13 @@ BRIEF_S: Final = 0.05
 """Maximum time that the overview waits for the first scan, in seconds."""
 
 MIN_AGE_S: Final = 2.0
+"""Minimum age of the last scan before a new one begins, in seconds."""
+
 SHARE: Final = 20
-"""A new scan begins when the last one is at least MIN_AGE_S seconds old, and its age is at least
-SHARE times its duration."""
+"""Minimum age of the last scan before a new one begins, as a multiple of its duration."""
 
 UNRESTED: Final = 200_000
-"""Number of tasks after which a scan pauses between its parts."""
+"""Number of tasks after which a scan begins to pause between its parts."""
 
 UNWATCHED_S: Final = 30.0
 """A scan ends if no page has asked for it for this long, in seconds."""
@@ -53,9 +54,9 @@ class ErrorScan(NamedTuple):
     total: int
     finished: bool
     growth: Mapping[str, int] = MappingProxyType({})
-    """Number of tasks by which each error has grown, or shrunk, within `growth_s`."""
+    """By how many tasks each error has grown within `growth_s`; negative if it has shrunk."""
     growth_s: float = 0.0
-    """Age of the scan with which this scan is compared, in seconds; 0 if there is none."""
+    """Time since the scan with which this scan is compared, in seconds; 0 if there is none."""
 
 
 NOTHING: Final = ErrorScan([], 0, 0, False)
@@ -72,26 +73,26 @@ class ErrorScanner:
         self._dead_of: dict[str, list[ErrorGroup]] = {}
         """Errors of the dead tasks by queue, as of the last finished scan."""
         self._history: deque[tuple[float, dict[str, int]]] = deque()
-        """When scans ended, and how many tasks each error had, over the last TREND_S."""
+        """End of each scan in the last TREND_S, with the number of tasks by error."""
         self._ended_at = 0.0
         self._took_s = 0.0
         self._asked_at = 0.0
 
     async def read(self) -> ErrorScan:
-        """Return the last scan, or the unfinished first one; begin a new scan if the last one is
-        old."""
+        """Return the last scan, or the first one even if it is unfinished. Begin a new scan if the
+        last one is old."""
         self._begin_if_old()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=WAIT_S)
             if self._task.done() and not self._task.cancelled():
-                self._task.result()  # raises the store's error
+                self._task.result()  # raises the error with which the scan failed
         return self._last
 
     async def errors_since(self, queue: str, since: datetime) -> int | None:
         """Return the number of different errors of tasks that died in a queue since the given time.
 
-        The number comes from the last scan, and is None before the first. Begins a new scan if the
-        last one is old.
+        The number comes from the last scan; it is None before the first scan has finished. Begins
+        a new scan if the last one is old.
         """
         self._begin_if_old()
         if queue not in self._dead_of and self._task is not None:
@@ -150,7 +151,8 @@ class ErrorScanner:
         self._dead_of = dead_of
 
     def _growth(self, counts: dict[str, int]) -> tuple[float, dict[str, int]]:
-        """Return the growth of each error in tasks, and the seconds in which it grew."""
+        """Return the time since an earlier scan, in seconds, and by how many tasks each error has
+        grown since then."""
         while len(self._history) > 1 and self._history[1][0] <= self._ended_at - TREND_S:
             self._history.popleft()
         at, before = self._history[0] if self._history else (self._ended_at, counts)

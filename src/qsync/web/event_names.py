@@ -1,4 +1,4 @@
-"""Display names of the recorded actions."""
+"""Display names of the actions of operators, and of the runs of schedules."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ OUTCOMES: Final = {
 
 
 def run_made(origin: str) -> str:
-    """Return how a run of a schedule was started."""
+    """Return the words for how a run of a schedule was started."""
     return _(MADE[origin])
 
 
@@ -70,7 +70,7 @@ def run_outcome(outcome: str) -> str:
 
 
 def action_name(action: str) -> str:
-    """Return the name of an action; an action unknown to this version stays as it is."""
+    """Return the display name of an action; an action unknown to this version stays as it is."""
     return _(NAMES[action]) if action in NAMES else action
 
 
@@ -90,7 +90,7 @@ _BOUNDS: Final = re.compile(
 
 
 def event_detail(detail: str) -> str:
-    """Return a detail in the language of the request."""
+    """Return the detail of a recorded action in the language of the request."""
     if detail in TEXTS:
         return _(TEXTS[detail])
     if detail in STATES:

@@ -15,7 +15,7 @@ from qsync.web.query import Fields, sheet_of
 
 EVENTS_READ: Final = 500
 EVENTS_SHOWN: Final = 5
-"""Number of actions that pages of queues, tasks, schedules, limits and servers show."""
+"""Number of latest actions that the pages of queues, tasks, schedules, limits and servers show."""
 
 QUEUE_CHOICES: Final = 500
 

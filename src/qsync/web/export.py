@@ -44,7 +44,7 @@ async def tasks(site: Site, request: Request) -> Response:
     if kind not in KINDS:
         return site.page(request, "error", status=404, title=_("Page not found"), text="")
     query = parse_for(site, fields.text("q", MAX_QUERY + 1))
-    first = await site.inspector.search(query, limit=MAX_PAGE_SIZE)  # an error shows a page
+    first = await site.inspector.search(query, limit=MAX_PAGE_SIZE)  # an error still shows a page
     media_type, name = KINDS[kind]
     return StreamingResponse(
         _stream(site, query, first, kind), media_type=media_type,
@@ -68,7 +68,7 @@ async def _stream(
                 return
             page = await site.inspector.search(query, limit=MAX_PAGE_SIZE, cursor=page.cursor)
             await asyncio.sleep(min(1.0, time.monotonic() - began))
-    except QsyncError as error:  # break off the response, so that the file does not look complete
+    except QsyncError as error:  # abort the response, so that the file does not look complete
         log.warning("export: %s", error)
         raise
 

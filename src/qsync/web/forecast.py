@@ -1,4 +1,4 @@
-"""Forecasts the backlog of a queue, and finds its problems. Without I/O."""
+"""Forecasts the backlog of a queue, and finds its problems; does no I/O."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ MIN_WINDOW_S: Final = 30.0
 """Minimum time span of the samples for a forecast, in seconds."""
 
 FAR_S: Final = 7 * 86_400.0
-"""Time to drain above which a queue counts as steady, in seconds."""
+"""Time to drain a queue above which it counts as steady, in seconds."""
 
 LARGE: Final = 100
-"""Backlog above which a growing queue is a problem."""
+"""Minimum backlog at which a growing queue is a problem, in tasks."""
 
 MANY: Final = 20
+"""Minimum number of failed attempts in the window for a problem."""
+
 MOST_FAIL: Final = 0.5
-"""Number and share of failed attempts above which a queue has a problem."""
+"""Minimum share of failed attempts in the window for a problem."""
 
 STANDSTILL: Final = 0
 LOSSES: Final = 1
 LATE: Final = 2
 SLOWER: Final = 3
-"""Ranks of problems, the most urgent first: nothing runs, tasks die, a target is missed, others."""
+"""Ranks of problems, the most urgent first: nothing runs, tasks die, a target is missed, other."""
 
 
 class Problem(NamedTuple):
@@ -45,7 +47,7 @@ class Problem(NamedTuple):
     path: str
     query: Mapping[str, str] = {}
     part: str = ""
-    """Id of the element of that page to which the problem links."""
+    """Id of the element on the page at `path` to which the problem links."""
     acknowledged: str = ""
     """Time of the last death that an operator can acknowledge here, in ISO 8601."""
     rank: int = SLOWER
@@ -74,8 +76,10 @@ def forecast(steps: Steps, pending: int) -> str:
 
 
 def problems_of(info: QueueInfo, steps: Steps, errors: int | None = None) -> list[Problem]:
-    """Return the problems of a queue that need attention. `errors` is the number of different
-    errors of its unacknowledged dead tasks, None if not known."""
+    """Return the problems of a queue that need attention.
+
+    `errors` is the number of different errors of its unacknowledged dead tasks; None if unknown.
+    """
     problems = []
     recent = [figures for _, figures in _recent(steps)]
     window = coarse(WINDOW_S)
@@ -109,7 +113,7 @@ def problems_of(info: QueueInfo, steps: Steps, errors: int | None = None) -> lis
 
 
 def _failing(recent: Sequence[Figures]) -> str:
-    """Return a sentence if most attempts fail, e.g. while an API is down and tasks are retried."""
+    """Return a sentence if most recent attempts failed, e.g. because an API is down; "" if not."""
     failed, completed = (
         sum(getattr(each, name) for each in recent) for name in ("failed", "completed")
     )
@@ -140,7 +144,7 @@ def _on_queue(info: QueueInfo, text: str) -> Problem:
 
 
 def _recent(steps: Steps) -> list[tuple[float, Figures]]:
-    """Return the intervals of the window, without those that lack a sample."""
+    """Return the intervals of the last WINDOW_S, without those that lack a sample."""
     recent: list[tuple[float, Figures]] = []
     seconds = 0.0
     for step in reversed(steps):

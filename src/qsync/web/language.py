@@ -24,7 +24,7 @@ COOKIE: Final = "qsync_language"
 COOKIE_S: Final = 365 * 86_400
 
 VARY: Final = "Accept-Language, Cookie"
-"""Request headers that a page depends on."""
+"""Request headers that determine the language of a page."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def use(language: Language) -> None:
 
 
 def check_language(code: str | None) -> Language | None:
-    """Return the language of the option `language`. Raise ConfigError if it is unknown."""
+    """Return the language that the option `language` names; raise ConfigError if it is unknown."""
     if code is None:
         return None
     if code not in LANGUAGES:
@@ -84,11 +84,11 @@ def check_language(code: str | None) -> Language | None:
 
 
 def language_of(request: Request, default: Language | None) -> Language:
-    """Return the language that a request gets.
+    """Return the language for a request.
 
-    The user's choice on the page comes first, then the option of the host application, then the
-    language in which that application serves this request, then the browser's preference, and
-    English last.
+    This is the first that is known of: the user's choice on the page, the option of the host
+    application, the language in which that application serves this request, the browser's
+    preference, and English.
     """
     chosen = LANGUAGES.get(request.cookies.get(COOKIE, "")) or default
     return chosen or preferred(_asked(request)) or ENGLISH
@@ -100,8 +100,8 @@ def _asked(request: Request) -> str:
 
 
 def preferred(header: str) -> Language | None:
-    """Return the available language that an Accept-Language header prefers; None if it prefers no
-    available one."""
+    """Return the language that an Accept-Language header prefers among those available; None if it
+    names none of them."""
     weighted: list[tuple[float, Language]] = []
     for part in header[:1000].split(","):
         tag, _, weight = part.partition(";")

@@ -58,7 +58,7 @@ async def reset(site: Site, request: Request) -> Response:
 
 
 async def open_now(site: Site, request: Request) -> Response:
-    """Open a limit that RateLimited has closed."""
+    """Open a limit that a handler has closed by raising RateLimited."""
     form = await site.form(request)
     queue, limit = form.text("queue") or "default", form.text("limit")
     change = await site.acting(request).open_limit(check_limit(limit, "limit"), queue=queue)
@@ -71,7 +71,7 @@ async def open_now(site: Site, request: Request) -> Response:
 
 
 def _rule(limit: str, form: Fields) -> LimitRule:
-    """Return the rule in a form. Raise InvalidTask if it is invalid."""
+    """Parse the rule in a form; raise InvalidTask if it is invalid."""
     return limit_rule(
         phrase("limit %(limit)s", limit=limit),
         rate=_int_field("rate", form),

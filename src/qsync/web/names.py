@@ -10,7 +10,7 @@ from qsync.state import TaskState
 from qsync.web.translation import STATES, _, marked, seconds, translated
 
 COMPLETED_AND_CANCELLED: Final = marked("completed and cancelled")
-"""Value of `purged_with` for completed and cancelled tasks, which are stored together."""
+"""Name that `purged_with` returns for completed and cancelled tasks, which are stored together."""
 
 TITLES: Final = {
     TaskState.SCHEDULED: marked("Scheduled"),
@@ -22,16 +22,16 @@ TITLES: Final = {
     TaskState.DEAD: marked("Dead"),
     TaskState.CANCELLED: marked("Cancelled"),
 }
-"""Name of all tasks in a state."""
+"""Display name of each state as a title, e.g. of a list of tasks."""
 
 
 def state_name(state: str | None) -> str:
-    """Return the name of the state of a task; empty for None."""
+    """Return the display name of a task's state; empty for None."""
     return "" if state is None else _(STATES[TaskState(state)])
 
 
 def state_title(state: str) -> str:
-    """Return the name of all tasks in a state."""
+    """Return the display name of a state as a title."""
     return _(TITLES[TaskState(state)])
 
 
@@ -50,7 +50,7 @@ EVENTS: Final = {
     "returned to queue": marked("returned to queue"),
     "snoozed": marked("snoozed"),
 }
-"""Name of an event by its label."""
+"""Display names of the events of a task, by label."""
 
 COUNTERS: Final = {
     "enqueued": marked("Tasks enqueued"),
@@ -65,7 +65,7 @@ COUNTERS: Final = {
     "dropped": marked("Tasks dropped"),
     "bytes": marked("Size of messages"),
 }
-"""Name of a counter of a queue."""
+"""Display names of the counters of a queue."""
 
 KINDS: Final = {"binary": marked("binary"), "text": marked("text"), "value": "msgpack"}
 """Display names of kinds of payload; any other kind is the name of a format, and is shown as it
@@ -73,22 +73,22 @@ is."""
 
 
 def event_name(label: str) -> str:
-    """Return the name of an event of a task."""
+    """Return the display name of an event of a task."""
     return _(EVENTS.get(label, label))
 
 
 def counter_name(counter: str) -> str:
-    """Return the name of a counter of a queue."""
+    """Return the display name of a counter of a queue."""
     return _(COUNTERS.get(counter, counter))
 
 
 def kind_name(kind: str) -> str:
-    """Return the name of a kind of payload."""
+    """Return the display name of a kind of payload."""
     return _(KINDS.get(kind, kind))
 
 
 def retry_delay(task: TaskDetail) -> str:
-    """Return the delay before a retry."""
+    """Return the retry delay of a task in words."""
     delay: Phrase | float | str | None = task.retry_phrase or task.retry_delay
     if delay is None:
         return _("exponential backoff")

@@ -1,4 +1,4 @@
-"""The first page: totals, charts of the last 15 minutes, and daily charts."""
+"""The overview: problems, totals, charts of the last 15 minutes, and daily charts."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from qsync.web.translation import _, coarse, day_and_month
 BUSY: Final = (TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE)
 
 DAY_COUNTERS: Final = ("enqueued", "completed", "failed", "dead", "crashed")
-"""Counters in the table of days."""
+"""Counters that the table of days shows."""
 
 PERIODS: Final = (7, DAYS_CHARTED, 90)
-"""Numbers of days to choose from."""
+"""Numbers of days that the user can choose for the daily charts."""
 
 MISSED_FOR: Final = timedelta(days=1)
 """How long a missed run of a schedule is shown, unless a later one succeeds."""
@@ -69,7 +69,7 @@ async def _missed(site: Site, queues: Sequence[QueueInfo]) -> list[MissedRun]:
 
 
 def busiest_first(queues: Sequence[QueueInfo]) -> list[QueueInfo]:
-    """Sort the queues: those with pending or active tasks first, empty ones last."""
+    """Sort the queues: first those with pending, limited or active tasks, empty queues last."""
 
     def rank(info: QueueInfo) -> Any:
         busy = sum(info.states[state] for state in BUSY)
@@ -107,7 +107,7 @@ def minute_charts(sampler: Sampler, queue: str | None = None) -> list[LineChart]
 
 
 def days_of(fields: Fields) -> int:
-    """Return the number of days that a request selects: one of PERIODS."""
+    """Return the number of days that a request selects, one of PERIODS."""
     asked = fields.text("days")
     return next((days for days in PERIODS if str(days) == asked), DAYS_CHARTED)
 

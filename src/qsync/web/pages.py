@@ -33,7 +33,7 @@ from qsync.web.template_filters import FILTERS, FUNCTIONS, escape_invisible
 from qsync.web.translation import translated
 
 if TYPE_CHECKING:
-    from qsync.contrib.prometheus import StoreMetrics  # at run time, /metrics imports it
+    from qsync.contrib.prometheus import StoreMetrics  # imported when /metrics is requested
 
 Mask = Callable[[str, bytes], str | bytes]
 
@@ -41,11 +41,11 @@ FLASH: Final = "qsync_flash"
 FLASH_S: Final = 30
 FLASH_LIMIT: Final = 600
 REFRESH_S: Final = 5
-"""Interval between two refreshes of an open page."""
+"""Time between two refreshes of an open page, in seconds."""
 
 
 CLOCK_S: Final = 10.0
-"""How long a measured difference between the store's clock and this machine's is used."""
+"""How long a measured offset of the store's clock is used, in seconds."""
 
 
 class Flash(msgspec.Struct, frozen=True, array_like=True):
@@ -57,7 +57,8 @@ class Flash(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass
 class StoreClock:
-    """How far the store's clock is ahead, and when it was read, by time.monotonic."""
+    """How far the store's clock is ahead of this machine's, and the time.monotonic of that
+    reading."""
 
     ahead_s: float = 0.0
     read_at: float = -math.inf
@@ -65,7 +66,7 @@ class StoreClock:
 
 @dataclass
 class Waiting:
-    """Number of waiting tasks whose type has no handler, by queue and type; see `problems`."""
+    """Numbers of waiting tasks without a handler, by queue and type, as `problems` counts them."""
 
     numbers: dict[str, dict[str, tuple[int, bool]]] = field(default_factory=dict)
     counted_at: float = -math.inf
@@ -95,7 +96,7 @@ def make_environment() -> Environment:
 
 @dataclass(frozen=True)
 class Site:
-    """Renders the pages."""
+    """Renders the pages for one store and prefix."""
 
     inspector: Inspector
     environment: Environment
@@ -103,18 +104,18 @@ class Site:
     error_scanner: ErrorScanner
     read_only: bool
     allowed_by: str
-    """The setting that enables changes, as the host application writes it."""
+    """The setting that enables changes, as a user writes it."""
 
     signs_in: bool
     mask: Mask | None
     path: str = ""
-    """Path of the site below the dashboard; empty for the first one."""
+    """Path of the site below the dashboard; empty for the first site."""
 
     trace_url: str | None = None
-    """Address of traces, with {trace_id}."""
+    """URL of a trace, with {trace_id} in it."""
 
     others: Mapping[str, str] = field(default_factory=dict)
-    """All sites of the dashboard if there are several: their names and paths."""
+    """Paths of all sites by name if the dashboard has several sites; otherwise empty."""
 
     waiting: Waiting = field(default_factory=Waiting)
     _clock: StoreClock = field(default_factory=StoreClock)
@@ -192,7 +193,7 @@ class Site:
         items: Sequence[str] = (),
         danger: bool = True,
     ) -> Response:
-        """Ask for confirmation; the change is made when the form on this page is submitted."""
+        """Ask for confirmation: return a page with a form that makes the change when submitted."""
         hidden = [(name, value) for name, value in fields.pairs if name != "sure"]
         return self.page(
             request, "confirm", title=title, text=text, button=button, back=back, kept=hidden,
@@ -212,7 +213,7 @@ class Site:
         return parse_form(await request.body())
 
     def acting(self, request: Request) -> Inspector:
-        """Return the inspector for the changes of a request, which are recorded as one action."""
+        """Return an inspector for changes; it records all changes of a request as one action."""
         inspector = request.scope.get("qsync.acting")
         if not isinstance(inspector, Inspector):
             user = str(request.scope.get("qsync.user") or "") or "dashboard"
@@ -221,19 +222,19 @@ class Site:
 
 
 def _address(request: Request) -> str:
-    """Return the page's address, for forms that return to the page; empty for a form's response."""
+    """Return the page's URL, to which its forms return; empty for the response to a form."""
     if request.method == "POST":
         return ""
     return request.url.path + (f"?{request.url.query}" if request.url.query else "")
 
 
 def links(request: Request) -> Callable[..., str]:
-    """Return a function that builds page addresses below the path of the site."""
+    """Return a function that builds URLs of pages of the current site."""
     return _links_below(root_of(request))
 
 
 def base_links(request: Request, site: Site) -> Callable[..., str]:
-    """Return a function that builds addresses below the path of the dashboard."""
+    """Return a function that builds URLs that belong to the whole dashboard, not to a site."""
     return _links_below(root_of(request).removesuffix(site.path))
 
 

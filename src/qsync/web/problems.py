@@ -19,15 +19,20 @@ FLOOD_SHARE: Final = 0.5
 """Share of a backlog above which a fairness key counts as its cause."""
 
 SAMPLED_QUEUES: Final = 3
-"""Number of queues, those with the most pending tasks, whose fairness keys are read."""
+"""Maximum number of queues whose fairness keys are read: those with the most pending tasks."""
 
 
 COUNTED_QUEUES: Final = 5
+"""Maximum number of queues whose tasks without a handler are counted."""
+
 COUNTED_TYPES: Final = 5
+"""Maximum number of types per queue whose tasks are counted."""
+
 COUNT_STEPS: Final = 4
+"""Maximum number of steps, of 250 tasks each, to count the tasks of a type in a state."""
+
 COUNTED_FOR_S: Final = 3.0
-"""Limits for counting tasks without a handler: maximum numbers of queues, of types per queue, and
-of steps of 250 tasks per type and state; and how long the counts are reused, in seconds."""
+"""How long these counts are reused, in seconds."""
 
 
 async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Problem]:
@@ -44,7 +49,7 @@ async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Pro
     stopped = {problem.queue for problem in without_server}
     problems = [
         *without_server,
-        # If no server takes tasks from a queue, that is why its backlog grows: show only the cause.
+        # If no server takes tasks from a queue, its backlog grows for that reason: show only that.
         *[each for each in of_queues if each.rank < SLOWER or each.queue not in stopped],
         *floods(await key_shares_of(site, queues)),
         *stuck(fleet),
@@ -68,7 +73,7 @@ async def key_shares_of(site: Site, queues: Sequence[QueueInfo]) -> dict[str, Ke
 
 
 async def paused_types_of(site: Site, queues: Sequence[QueueInfo]) -> list[tuple[str, PausedType]]:
-    """Return the paused types, each with its queue, of the first queues that have limited tasks."""
+    """Return (queue, paused type) pairs of the first queues that have limited tasks."""
     names = [info.name for info in queues if info.states[TaskState.LIMITED]][:SAMPLED_QUEUES]
     replies = await asyncio.gather(*[site.inspector.paused_types(name) for name in names])
     return [
@@ -81,10 +86,10 @@ async def paused_types_of(site: Site, queues: Sequence[QueueInfo]) -> list[tuple
 async def unhandled_of(
     site: Site, unknown: Mapping[str, Sequence[str]]
 ) -> dict[str, list[tuple[str, str]]]:
-    """Return the types without a handler by queue, each with a text that says how many of its tasks
-    wait.
+    """Return the types without a handler by queue, each with the number of its waiting tasks as
+    text.
 
-    The numbers are counted at most once per COUNTED_FOR_S, for all open pages.
+    The tasks are counted at most once per COUNTED_FOR_S, for all open pages.
     """
     counted = {
         queue: list(types[:COUNTED_TYPES])
@@ -106,7 +111,7 @@ async def unhandled_of(
 async def _count_waiting(
     site: Site, unknown: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, tuple[int, bool]]]:
-    """Return, by queue and type, how many tasks wait, and whether the count is complete."""
+    """Count the waiting tasks by queue and type; return each number and whether it is complete."""
     numbers = {}
     for queue, types in unknown.items():
         counts = await asyncio.gather(*[_waiting_of(site, queue, type) for type in types])
@@ -115,7 +120,7 @@ async def _count_waiting(
 
 
 async def _waiting_of(site: Site, queue: str, type: str) -> tuple[int, bool]:
-    """Return how many tasks of a type wait, among the first thousand or so of each state."""
+    """Count the waiting tasks of a type, among about the first thousand tasks of each state."""
     number, is_whole = 0, True
     for state in (TaskState.SCHEDULED, TaskState.PENDING):
         cursor: str | None = None
@@ -131,7 +136,7 @@ async def _waiting_of(site: Site, queue: str, type: str) -> tuple[int, bool]:
 
 
 def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
-    """Return the queues that have a backlog and no server.
+    """Return a problem for each queue that has a backlog and no server.
 
     The result depends only on the arguments and the language of the request.
     """
@@ -146,7 +151,7 @@ def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
 
 
 def floods(shares: Mapping[str, KeyShares]) -> list[Problem]:
-    """Return the queues whose backlog mostly belongs to one fairness key.
+    """Return a problem for each queue whose backlog mostly belongs to one fairness key.
 
     The result depends only on the arguments and the language of the request.
     """
@@ -163,7 +168,7 @@ def floods(shares: Mapping[str, KeyShares]) -> list[Problem]:
 
 
 def stuck(fleet: Fleet) -> list[Problem]:
-    """Return the long-running tasks. Without I/O."""
+    """Return a problem for each task that has run for very long; does no I/O."""
     return [
         Problem(
             run.queue,

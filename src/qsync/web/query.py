@@ -1,4 +1,7 @@
-"""Parses the fields of queries and forms, with size limits. Pure except for the language."""
+"""Parses the fields of queries and forms, with size limits.
+
+The results depend only on the arguments and the language of the request.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ AGES: Final[Mapping[str, tuple[str, float | None, float | None]]] = {
     "over-1d": (marked("older than 1 day"), 86_400, None),
     "over-7d": (marked("older than 1 week"), 7 * 86_400, None),
 }
-"""Name -> label, minimum age and maximum age; ages are in seconds."""
+"""Label, minimum age and maximum age of each choice of the age filter; ages are in seconds."""
 
 
 class Fields:
@@ -46,11 +49,11 @@ class Fields:
         self.pairs = pairs
 
     def text(self, name: str, max_length: int = MAX_LENGTH) -> str:
-        """Return the first value, cut to `max_length` characters; empty if none."""
+        """Return the first value of a field, cut to `max_length` characters; "" if it has none."""
         return next((value[:max_length] for key, value in self.pairs if key == name), "")
 
     def all(self, name: str, maximum: int = PAGE_SIZE) -> list[str]:
-        """Return the first `maximum` values, each cut to MAX_LENGTH characters."""
+        """Return the first `maximum` values of a field, each cut to MAX_LENGTH characters."""
         return [value[:MAX_LENGTH] for key, value in self.pairs if key == name][:maximum]
 
     def number(self, name: str, default: int, minimum: int, maximum: int) -> int:
@@ -85,7 +88,7 @@ def parse_form(body: bytes) -> Fields:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Selects the tasks of a list: those that match all non-empty fields."""
+    """Which tasks a list shows: those that match all non-empty fields."""
 
     queue: str
     state: TaskState
@@ -113,12 +116,12 @@ class Selection:
 
     @property
     def narrowed(self) -> bool:
-        """Whether there is a filter other than queue and state."""
+        """Whether the selection has a filter other than queue and state."""
         return bool(self.type or self.error or self.id or self.age or self.group)
 
     @property
     def query(self) -> dict[str, str]:
-        """Query parameters of the selection, without the state."""
+        """Query parameters for a URL with this selection, without the state."""
         terms = {
             "type": self.type, "error": self.error, "id": self.id, "age": self.age,
             "group": self.group,
@@ -185,7 +188,7 @@ def selection_of(fields: Fields, state: str | None = None) -> Selection:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """Page number in a list that the inspector returns as a whole."""
+    """Position of a page in a list that the inspector returns as a whole."""
 
     number: int
     last: int
@@ -193,7 +196,7 @@ class Sheet:
 
 
 def sheet_of(items: Sequence[T], fields: Fields) -> tuple[Sequence[T], Sheet]:
-    """Return the requested page of a list."""
+    """Return the page of a list that the field `page` requests, and its position."""
     last = max(1, math.ceil(len(items) / PAGE_SIZE))
     number = fields.number("page", 1, 1, last)
     return items[(number - 1) * PAGE_SIZE : number * PAGE_SIZE], Sheet(number, last, len(items))

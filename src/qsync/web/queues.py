@@ -25,7 +25,7 @@ WEIGHTS_SHOWN: Final = 100
 KEYS_SHOWN: Final = 10
 
 SHARES: Final = 10
-"""Number of types and servers that the page of a queue shows."""
+"""Maximum number of types, and of servers, that the page of a queue shows."""
 
 
 async def list_all(site: Site, request: Request) -> Response:
@@ -90,7 +90,7 @@ async def set_target(site: Site, request: Request) -> Response:
 
 
 def search_for(queue: str, key: str) -> str:
-    """Return the search for a fairness key's pending tasks; empty if the key cannot be quoted."""
+    """Return a search query for a fairness key's pending tasks; "" if the key has a quote."""
     return "" if '"' in key else f'queue:{queue} state:pending key:"{key}"'
 
 
@@ -148,7 +148,7 @@ async def delete(site: Site, request: Request) -> Response:
         return site.confirm(
             request, form, title=_("Delete queue %(queue)s?", queue=name), button=_("Delete queue"),
             text=_(
-                "This deletes its counters, its pause and its schedules. The queue must be empty, "
+                "This deletes the queue's counters, pause and schedules. The queue must be empty, "
                 "and no running server may take tasks from it."
             ),
             back=bulk_actions.back_to(request, "/queue", queue=name),
@@ -160,11 +160,14 @@ async def delete(site: Site, request: Request) -> Response:
         case "not_found":
             return site.go(request, "/queues", no_queue(name), good=False)
         case "served":
-            why = _("Server %(id)s takes tasks from it: stop the server first.", id=outcome.server)
+            why = _(
+                "Server %(id)s takes tasks from the queue: stop the server first.",
+                id=outcome.server,
+            )
         case _:
             why = ngettext(
-                "It holds %(num)s task: purge or cancel it first.",
-                "It holds %(num)s tasks: purge or cancel them first.",
+                "The queue holds %(num)s task: purge or cancel it first.",
+                "The queue holds %(num)s tasks: purge or cancel them first.",
                 outcome.left,
             )
     return site.go(request, "/queue", why, good=False, queue=name)

@@ -1,6 +1,6 @@
-"""Roles of users: `view` changes nothing; `operate` does all but delete; `delete` does everything.
+"""Roles of users: `view` allows no changes, `operate` all except deletions, `delete` all changes.
 
-ROLES names the role that each route for a change requires.
+ROLES has the role that each route for a change requires.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qsync.value_text import shorten
 from qsync.web.translation import _, marked
 
 Role = Literal["view", "operate", "delete"]
-"""The permissions of a user; each role includes those before it."""
+"""The permissions of a user; each role includes the roles before it."""
 
 RoleOf = Callable[[Request], Role | Awaitable[Role]]
 """The host app's function that returns the role of a request's user."""
@@ -44,11 +44,11 @@ ROLES: Final[dict[str, Role]] = {
     "/schedule/resume": "operate", "/schedule/trigger": "operate", "/schedule/forget": "delete",
     "/schedule/backfill": "operate",
 }  # fmt: skip
-"""Role that each route requires. In a search, too, only the role `delete` may delete tasks."""
+"""Role that each route requires. The route /search/act also requires `delete` to delete tasks."""
 
 
 def check_role(role: RoleOf | Role | None) -> RoleOf | Role:
-    """Return the checked option `role`; None allows everything. Raise ConfigError if it is
+    """Check the option `role` and return it; None becomes `delete`. Raise ConfigError if it is
     invalid."""
     if role is None:
         return "delete"
@@ -76,8 +76,8 @@ def given_role(request: Request) -> Role:
 
 
 def allows(role: Role, path: str) -> bool:
-    """Return whether a role may submit the form at a path. Every role may submit a form that
-    changes nothing."""
+    """Return whether a role may submit the form at a path; a form without an entry in ROLES changes
+    nothing, so every role may submit it."""
     return path not in ROLES or RANK[role] >= RANK[ROLES[path]]
 
 

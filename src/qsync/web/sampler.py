@@ -21,18 +21,18 @@ log: Final = logging.getLogger("qsync.web")
 
 INTERVAL_S: Final = 5.0
 SAMPLES_KEPT: Final = 181
-"""Number of samples kept, for 15 minutes."""
+"""Number of samples to keep, enough for 15 minutes."""
 
 CHARTED_QUEUES: Final = 50
 """Maximum number of queues that have their own charts and count in the daily totals."""
 
 DAYS_CHARTED: Final = 30
 DAYS_CACHE_S: Final = 60.0
-"""How long the daily counters are cached."""
+"""How long the daily counters are cached, in seconds."""
 
 
 class Figures(NamedTuple):
-    """Counters of one queue, or of all queues, at one moment.
+    """Counters of one queue, or of all queues, at a point in time.
 
     `latency` is in seconds; `pending` is the number of pending tasks.
     """
@@ -46,7 +46,10 @@ class Figures(NamedTuple):
     crashed: int
 
     def since(self, earlier: Figures) -> Figures:
-        """Return the growth of the counters; never negative, as a recreated queue restarts at 0."""
+        """Return the growth of the counters since an earlier sample.
+
+        The growth is never negative: the counters of a queue that was recreated restart at 0.
+        """
         return Figures(
             max(0, self.enqueued - earlier.enqueued),
             max(0, self.completed - earlier.completed),
@@ -59,7 +62,7 @@ class Figures(NamedTuple):
 
 
 class TimedFigures(NamedTuple):
-    """Figures at a time of the monotonic clock; `total` is None if the store did not answer."""
+    """A sample, with its time by time.monotonic; `total` is None if the store did not answer."""
 
     time: float
     total: Figures | None
@@ -75,7 +78,7 @@ class Sampler:
         self._samples: deque[TimedFigures] = deque(maxlen=SAMPLES_KEPT)
         self._task: asyncio.Task[None] | None = None
         self._days: dict[int, tuple[float, list[Day]]] = {}
-        """Time of the last read and the counters that it returned, by number of days read."""
+        """By number of days: the time of the last read, and the counters that it returned."""
         self._days_lock = asyncio.Lock()
 
     @property
@@ -102,7 +105,7 @@ class Sampler:
             await asyncio.sleep(self.interval_s)
 
     async def sample(self) -> None:
-        """Take a sample; it is a gap if the store does not answer."""
+        """Take a sample; if the store does not answer, record a gap."""
         try:
             async with asyncio.timeout(self.interval_s):
                 overview = await self._inspector.overview()
@@ -134,7 +137,7 @@ class Sampler:
     async def days(self, number: int = DAYS_CHARTED) -> list[Day]:
         """Return the sum of the daily counters of up to 50 queues, the latest day first.
 
-        The counters are at most a minute old; to read them again takes one call per queue.
+        The counters are cached for a minute, because reading them takes one call per queue.
         """
         async with self._days_lock:
             read_at, days = self._days.get(number, (-DAYS_CACHE_S, []))
@@ -184,7 +187,8 @@ def _sum(each: Sequence[Figures]) -> Figures:
 def _of(sample: TimedFigures, queue: str | None, *, is_first: bool = False) -> Figures | None:
     """Return the figures of a queue, or of all queues; None if the sample lacks them.
 
-    is_first   a queue that is missing from the sample did not exist yet, so its figures are 0
+    is_first   whether the sample begins an interval: a queue that it lacks then did not exist yet,
+               so its figures are 0
     """
     if queue is None or sample.total is None:
         return sample.total

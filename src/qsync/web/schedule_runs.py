@@ -37,7 +37,7 @@ async def show(site: Site, request: Request) -> Response:
 
 
 async def backfill(site: Site, request: Request) -> Response:
-    """Enqueue the ticks of a past interval, after a confirmation page that shows their number."""
+    """Enqueue the task of each tick in a past interval, after a confirmation with their number."""
     form = await site.form(request)
     name, queue = form.text("name"), form.text("queue")
     page = {"name": name, "queue": queue}

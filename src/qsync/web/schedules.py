@@ -29,7 +29,7 @@ FIELDS: Final = ("name", "type", "queue", "payload", "cron", "every", "tz", "mis
 
 
 async def list_all(site: Site, request: Request) -> Response:
-    """List the schedules of all queues, or those whose names begin with the text of the filter."""
+    """List the schedules of all queues, or only those whose names begin with the filter's text."""
     fields = Fields(request.query_params.multi_items())
     prefix = fields.text("name").strip()
     infos = await site.inspector.schedules(prefix=prefix)
@@ -47,7 +47,7 @@ async def show(site: Site, request: Request) -> Response:
     if info is None or not info.stored:
         return site.page(
             request, "error", status=404, title=_("There is no such schedule in the store."),
-            text=_("It was deleted, or it belongs to a program."),
+            text=_("The schedule was deleted, or it belongs to a program."),
         )  # fmt: skip
     values = {
         "name": name, "queue": queue, "type": info.type, "cron": info.cron or "",
@@ -91,9 +91,9 @@ async def _edit(inspector: Inspector, values: dict[str, str]) -> Change:
 
 
 def _schedule_from(values: dict[str, str]) -> dict[str, Any]:
-    """Return when a schedule ticks, from the fields of its form.
+    """Return the fields of a form that say when a schedule ticks, as arguments for the inspector.
 
-    Raises InvalidTask if the period is not a number.
+    Raises InvalidTask if the interval is not a number.
     """
     every = values["every"]
     try:
@@ -138,7 +138,10 @@ async def delete(site: Site, request: Request) -> Response:
     form = await site.form(request)
     name, queue = _schedule_of(form)
     if form.text("sure") != "yes":
-        text = _("It enqueues no further tasks. Tasks that it has enqueued are not affected.")
+        text = _(
+            "The schedule enqueues no further tasks. Tasks that it has already enqueued are not "
+            "affected."
+        )
         return _ask_to_delete(site, request, form, text)
     change = await site.acting(request).delete_schedule(name, queue=queue)
     return _after(site, request, change, _("Schedule %(name)s is deleted.", name=name))
@@ -172,11 +175,13 @@ async def trigger(site: Site, request: Request) -> Response:
 
 
 async def forget(site: Site, request: Request) -> Response:
-    """Delete a schedule, after confirmation."""
+    """Delete a program's schedule that no running server publishes, after confirmation."""
     form = await site.form(request)
     name, queue = _schedule_of(form)
     if form.text("sure") != "yes":
-        text = _("No running server publishes it. A server that publishes it restores it.")
+        text = _(
+            "No running server publishes this schedule. If a server publishes it again, it returns."
+        )
         return _ask_to_delete(site, request, form, text)
     change = await site.acting(request).forget_schedule(name, queue=queue)
     return _after(site, request, change, _("Schedule %(name)s is deleted.", name=name))

@@ -1,4 +1,4 @@
-"""The search over all queues and states: its page, part by part."""
+"""The page of the search over all queues and states, which reads the tasks part by part."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from qsync.web.search_words import MATCHING, SELECTED, unread_note
 from qsync.web.translation import marked
 
 SCAN_S: Final = 0.5
-"""Time after which a request reads no further part, in seconds; the store is idle for half of
-it."""
+"""Time after which a request reads no further part, in seconds; the search pauses for half of this
+time to spare the store."""
 
 MAX_CURSOR: Final = 1000
 MAX_SEARCHED: Final = 10**12
@@ -39,10 +39,10 @@ SORTS: Final[dict[str, str]] = {
     "attempts": marked("most attempts first"),
     "size": marked("largest first"),
 }
-"""Sort orders of a search. Each part of a search arrives sorted by `newest` or `oldest`."""
+"""Sort orders of a search. For `newest` and `oldest`, the store returns each part in that order."""
 
 SORTED_MOST: Final = 1000
-"""Maximum number of matches that can be sorted by something other than their queues' order."""
+"""Maximum number of matches that are sorted; without a sort order there is no such limit."""
 
 MATCHES_PER_PART: Final = 100
 """Maximum number of matches per part."""
@@ -61,7 +61,7 @@ class Found:
     unread: int = 0
     later: list[str] = field(default_factory=list)
     sheet: Sheet | None = None
-    """The page number if all matches were sorted; None if they are in the order of the search."""
+    """Position of the page among the sorted matches; None if the matches are not sorted."""
 
 
 async def show(site: Site, request: Request) -> Response:
@@ -139,14 +139,14 @@ def _verbs_for(site: Site, request: Request, query: SearchQuery) -> list[Verb]:
 
 
 def _verbs(query: SearchQuery) -> list[Verb]:
-    """Return the changes that some of the states of a search allow."""
+    """Return the changes that are possible in at least one state that the search selects."""
     return [
         verb for verb, states in CHANGED.items() if not query.states or {*query.states} & {*states}
     ]
 
 
 def _lone_word(query: SearchQuery) -> str:
-    """Return the search's word if it has only one, which may be an id; otherwise ""."""
+    """Return the word of a search that has only one word, which may be an id; otherwise ""."""
     [term, *others] = query.terms or (None,)
     alone = term is not None and not others and not term.key and " " not in term.value
     return term.value if term is not None and alone else ""
@@ -155,7 +155,7 @@ def _lone_word(query: SearchQuery) -> str:
 async def _with_id(site: Site, id: str) -> list[TaskRow]:
     try:
         return await site.inspector.find(id)
-    except InvalidTask:  # not a valid id: search for it as a word
+    except InvalidTask:  # the word is not a valid id: search for it as text
         return []
 
 
@@ -182,7 +182,7 @@ async def _scan(
 
 
 def sort_rows(rows: Sequence[TaskRow], sort: str) -> list[TaskRow]:
-    """Return the rows in one of the orders in SORTS."""
+    """Sort the rows by one of the orders in SORTS."""
     keys: dict[str, Callable[[TaskRow], Any]] = {
         "newest": lambda row: -_time(row), "oldest": _time, "type": lambda row: row.type,
         "queue": lambda row: row.queue, "attempts": lambda row: -row.ended_attempts,

@@ -67,7 +67,7 @@ async def _change_selected(
 async def _count_all(
     site: Site, request: Request, form: Fields, verb: Verb, query: SearchQuery
 ) -> Response:
-    """Count for a while; then show the progress, or ask for confirmation with the number."""
+    """Count for about BUDGET_S; then show the progress, or ask for confirmation with the number."""
     numbers = {state: form.number(f"n-{state}", 0, 0, MAX_TASKS) for state in TaskState}
     scanned, unread = (form.number(name, 0, 0, MAX_TASKS) for name in ("scanned", "unread"))
     cursor, end = form.text("cursor", MAX_CURSOR) or None, time.monotonic() + BUDGET_S
@@ -85,7 +85,7 @@ async def _count_all(
         if time.monotonic() > end:
             break
     text = _(
-        "Matches so far: %(number)s. Searched: %(scanned)s. Nothing is changed yet.",
+        "Matches so far: %(number)s. Searched: %(scanned)s. Nothing has been changed yet.",
         number=sum(numbers.values()), scanned=scanned,
     )  # fmt: skip
     counts = {f"n-{state}": number for state, number in numbers.items() if number}
@@ -105,7 +105,7 @@ def _confirm_all(
 ) -> Response:
     number = sum(numbers.values())
     if not number:
-        text = _("No matching task is in a state that allows this.")
+        text = _("No matching task is in a state that allows this change.")
         return site.go(request, "/search", text, good=False, q=str(query))
     label = button(verb, number)
     text = _("Search: %(query)s.", query=str(query) or "*")
@@ -120,7 +120,7 @@ def _confirm_all(
 async def _change_all(
     site: Site, request: Request, form: Fields, verb: Verb, query: SearchQuery
 ) -> Response:
-    """Change for a while; then show the progress, or the summary."""
+    """Change tasks for about BUDGET_S; then show the progress, or the summary at the end."""
     counts = {name: form.number(name, 0, 0, MAX_TASKS) for name in COUNTS}
     cursor, end = form.text("cursor", MAX_CURSOR) or None, time.monotonic() + BUDGET_S
     while True:
@@ -147,7 +147,7 @@ def _continue(
     text: str,
     kept: dict[str, object],
 ) -> Response:
-    """Show the progress, with a form that continues."""
+    """Show the progress, with a form that continues the count or the change."""
     return site.page(
         request, "search_steps", title=title, text=text, q=str(query),
         kept={"q": str(query), "verb": verb, "scope": "all", **kept},

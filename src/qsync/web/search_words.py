@@ -1,4 +1,4 @@
-"""Strings about changes on the pages of a search."""
+"""Strings for the pages that change the tasks of a search."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def button(verb: Verb, number: int) -> str:
 
 
 def consequence(verb: Verb) -> str:
-    """Return the consequence of a change."""
+    """Return a sentence about what a change does to the tasks."""
     match verb:
         case "retry":
-            return _("They become pending; dead tasks get a fresh set of attempts.")
+            return _("The tasks become pending; dead tasks get a fresh set of attempts.")
         case "cancel":
             return _("Running tasks are told to stop.")
         case _:
@@ -57,7 +57,8 @@ def consequence(verb: Verb) -> str:
 
 
 def unread_note(number: int) -> str:
-    """Return how many tasks were too large to be searched for arguments; empty if none."""
+    """Return a sentence about the tasks that are too large to be searched for arguments; "" if
+    there are none."""
     if not number:
         return ""
     return ngettext(

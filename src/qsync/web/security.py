@@ -58,10 +58,10 @@ class TooLargeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The guard's settings.
+    """The settings of RequestGuard.
 
-    hosts     allowed Host headers; None means any
-    language  the host application's language; None means the browser's
+    hosts     allowed names in the Host header; None allows any name
+    language  language that the host application sets; None means the browser's
     role      role of all users, or a function of the request
     """
 
@@ -76,7 +76,7 @@ class Rules:
 
 
 class RequestGuard:
-    """ASGI middleware around the whole app."""
+    """ASGI middleware that checks each request before the app handles it."""
 
     def __init__(self, app: ASGIApp, rules: Rules, sign_in: SignIn | None) -> None:
         self._app = app
@@ -95,7 +95,7 @@ class RequestGuard:
 
 
 class _Exchange:
-    """One request and its response."""
+    """The handling of one request, from the checks to the response."""
 
     def __init__(self, app: ASGIApp, rules: Rules, sign_in: SignIn | None, send: Send) -> None:
         self._app, self._rules, self._sign_in = app, rules, sign_in
@@ -144,7 +144,7 @@ class _Exchange:
         """Return None if the user may make the request, otherwise the refusal."""
         access, route = self._rules.access, route_of(request.scope)
         chooses = request.method == "POST" and route == LANGUAGE_PATH
-        if self._sign_in is not None and chooses:  # this form is also on the sign-in page
+        if self._sign_in is not None and chooses:  # the language form is on the sign-in page, too
             return await _choose(request)
         if self._sign_in is not None and route in (LOGIN_PATH, LOGIN_STYLE_PATH):
             return await self._sign_in.answer(request, route)
@@ -179,12 +179,12 @@ class _Exchange:
             for name, value in HEADERS.items():
                 headers[name] = value
         await self._to_client(message)
-        if message.get("more_body") and self._limit is not None:  # wait for the next part
+        if message.get("more_body") and self._limit is not None:  # extend the limit
             self._limit.reschedule(asyncio.get_running_loop().time() + self._rules.timeout)
 
 
 class _Limited:
-    """Passes on the request's body up to BODY_LIMIT."""
+    """Receives a request's body; raises TooLargeError beyond BODY_LIMIT."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -216,7 +216,7 @@ def _refuse_post(request: Request) -> Response | None:
 
 
 def site_route(route: str) -> str:
-    """Return the path below the site of a store: `/store/<name>` is left out."""
+    """Return the path without the prefix `/store/<name>` of an additional store."""
     parts = route.split("/", 3)
     return f"/{parts[3]}" if len(parts) == 4 and parts[1] == "store" else route
 
@@ -228,7 +228,7 @@ def route_of(scope: Scope) -> str:
 
 
 def sign_in_of(access: Access) -> TokenAccess | None:
-    """Return the access if it has a sign-in form, otherwise None."""
+    """Return the access check if it uses a sign-in form, otherwise None."""
     return access if isinstance(access, TokenAccess) else None
 
 

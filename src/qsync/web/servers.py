@@ -28,8 +28,8 @@ async def show(site: Site, request: Request) -> Response:
         return site.page(
             request, "error", status=404, title=_("Server not found"),
             text=_(
-                "It has stopped, or has not reported for longer than its lease. Other servers "
-                "take over its tasks."
+                "The server has stopped, or has not reported for longer than its lease. Other "
+                "servers take over its tasks."
             ),
         )  # fmt: skip
     actions = await last_actions(site, "", subject=id)

@@ -39,7 +39,7 @@ async def list_some(site: Site, request: Request) -> Response:
     """List the tasks in a state, of one queue or of all queues."""
     fields = Fields(request.query_params.multi_items())
     selection = selection_of(fields)
-    if selection.state is TaskState.DEAD:  # that page has more actions
+    if selection.state is TaskState.DEAD:  # the page of dead tasks has more actions
         return RedirectResponse(links(request)("/dead", selection.query))
     return await listing(site, request, fields, selection, "tasks")
 
@@ -47,7 +47,7 @@ async def list_some(site: Site, request: Request) -> Response:
 async def listing(
     site: Site, request: Request, fields: Fields, selection: Selection, page: str
 ) -> Response:
-    """Show a page of matching tasks; if no queue is selected, of all queues."""
+    """Show a page of the matching tasks of a queue, or of all queues if none is selected."""
     queues = (await site.inspector.overview()).queues
     if len(queues) == 1 and not selection.queue:
         selection = replace(selection, queue=queues[0].name)
@@ -78,13 +78,13 @@ async def listing(
 
 
 async def _is_unknown(site: Site, selection: Selection) -> bool:
-    """Return whether no running server has a handler for the type that is listed."""
+    """Return whether no running server has a handler for the selected type."""
     unknown = (await site.inspector.fleet()).unknown_types
     return selection.type in unknown.get(selection.queue, ())
 
 
 def _queue_choices(queues: list[QueueInfo], selection: Selection) -> list[tuple[str, int]]:
-    """Return the queues to choose from, with the number of tasks that each has in the state."""
+    """Return the queues to choose from, each with its number of tasks in the selected state."""
     choices = [(info.name, info.states[selection.state]) for info in queues]
     if selection.queue and selection.queue not in dict(choices):
         choices.append((selection.queue, 0))
@@ -191,7 +191,7 @@ async def stack(site: Site, request: Request) -> Response:
 
 
 async def cancel(site: Site, request: Request) -> Response:
-    """Cancel a task; if the task is running, order its server to stop it."""
+    """Cancel a task; if the task is running, tell its server to stop it."""
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
     change = await site.acting(request).cancel(id, queue=queue)
@@ -209,7 +209,7 @@ async def delete(site: Site, request: Request) -> Response:
     if form.text("sure") != "yes":
         return site.confirm(
             request, form, title=_("Delete this task?"), items=[id], button=_("Delete task"),
-            text=_("This deletes its payload, its errors and its history, and cannot be undone."),
+            text=_("This deletes the task's payload, errors and history, and cannot be undone."),
             back=back_to(request, "/task", queue=queue, id=id),
         )  # fmt: skip
     change = await site.acting(request).delete(id, queue=queue, state=form.text("state") or None)

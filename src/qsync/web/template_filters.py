@@ -1,7 +1,8 @@
-"""Filters and functions of the templates. Pure except for the language.
+"""Filters and functions of the templates.
 
 Templates escape HTML. This module escapes characters that are invisible or that change the
-direction of text, and translates phrases.
+direction of text, and translates phrases. The results depend only on the arguments and the language
+of the request.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ _INVISIBLE: Final = re.compile(
     "\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e0fff]|(?<![0-9])\xa0|\xa0(?![0-9])"
 )
-"""Controls, bidirectional marks, invisible spaces and joiners, and lone surrogates.
+"""Matches control characters, bidirectional marks, invisible spaces and joiners, and lone
+surrogates.
 
-A no-break space between digits is kept: some languages use it to separate thousands.
+A no-break space between digits is kept, because some languages use it to separate thousands.
 """
 
 
@@ -61,18 +63,19 @@ def _code(match: re.Match[str]) -> str:
 
 
 def gettext(text: str, /, **values: Any) -> Markup:
-    """Return a template's string in the language of the request; the string may have tags."""
+    """Translate a template's string; the string may contain HTML tags."""
     return _markup(current().catalogue.gettext(text), values)
 
 
 def ngettext(one: str, many: str, number: int, /, **values: Any) -> Markup:
-    """Return the plural form for a number, which replaces `%(num)s`; the form may have tags."""
+    """Translate a string with the plural form for a number, which replaces `%(num)s`; the string
+    may contain HTML tags."""
     return _markup(current().catalogue.ngettext(one, many, number), {"num": number, **values})
 
 
 def _markup(text: str, values: dict[str, Any]) -> Markup:
-    """Return a string of the catalogue with its values, which are escaped as all output is."""
-    if "<" not in text:  # it may be in an attribute: escape quotes
+    """Fill in the values of a translated string; the values are escaped like all output."""
+    if "<" not in text:  # the text may go into an attribute
         text = text.replace('"', "&#34;")
     return Markup(filled(text, values, _escaped))  # noqa: S704 - from the catalogue
 

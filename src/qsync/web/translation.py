@@ -27,28 +27,29 @@ from qsync.web.language import ENGLISH, current
 
 
 def marked(text: str) -> str:
-    """Return the text itself: it is translated later, where it is used."""
+    """Return the text unchanged; this marks it for the catalogue, and `_` translates it later."""
     return text
 
 
 def marked_plural(one: str, many: str) -> tuple[str, str]:
-    """Return the texts themselves: `ngettext` translates them later, where they are used."""
+    """Return the texts unchanged; this marks them for the catalogue, and `ngettext` translates them
+    later."""
     return one, many
 
 
 def _(text: str, /, **values: Any) -> str:
-    """Return the text in the language of the request, with its values."""
+    """Translate a text into the language of the request, and fill in its values."""
     return filled(current().catalogue.gettext(text), values, written)
 
 
 def ngettext(one: str, many: str, number: int, /, **values: Any) -> str:
-    """Return the plural form for a number, which replaces `%(num)s`, in the request's language."""
+    """Translate a text with the plural form for a number, which replaces `%(num)s`."""
     text = current().catalogue.ngettext(one, many, number)
     return filled(text, {"num": number, **values}, written)
 
 
 def translated(text: Phrase | str) -> str:
-    """Return a phrase in the language of the request, and a text unchanged."""
+    """Translate a phrase into the language of the request; return a text unchanged."""
     if not isinstance(text, Phrase):
         return text
     if text.plural is None:
@@ -66,11 +67,11 @@ STATES: Final = {
     TaskState.DEAD: marked("dead"),
     TaskState.CANCELLED: marked("cancelled"),
 }
-"""Name of the state of one task."""
+"""Display names of the states of a task."""
 
 
 def written(value: Any) -> str:
-    """Return a value as the language of the request writes it."""
+    """Format a value for a text in the language of the request."""
     match value:
         case Phrase():
             return translated(value)
@@ -164,7 +165,7 @@ def date_and_time(time: datetime) -> str:
 
 
 def day_and_month(day: date) -> str:
-    """Return a day as charts show it, e.g. `29 Nov`."""
+    """Return a day and its month, e.g. `29 Nov`."""
     number = f"{day:%d}"
     return _("%(day)s %(month)s", day=number, month=_(MONTHS[day.month - 1]))
 
@@ -175,12 +176,12 @@ def count(number: float | None) -> str:
 
 
 def short_count(number: float) -> str:
-    """Return a number in a short form."""
+    """Return a number in a short form, e.g. `12k`."""
     return _with_unit(*short_count_parts(number))
 
 
 def size(number: int | None) -> str:
-    """Return a size in bytes; empty if unknown."""
+    """Return a number of bytes in a suitable unit; empty if unknown."""
     return "" if number is None else _with_unit(*size_parts(number))
 
 

@@ -14,18 +14,17 @@ from qsync.web.charts import HEIGHT, WIDTH, Line, Values, ceiling, path_of, time
 from qsync.web.translation import _, count, day_and_month, marked, seconds
 
 DAILY_PERIODS: Final = ("7d", "90d")
-"""Periods whose axis shows days."""
+"""Periods for which the axis of a chart shows days."""
 
 DAY_S: Final = 86_400
 
 SAME_DEPLOY: Final = timedelta(hours=2)
-"""Maximum difference between two starts of the same version that count as one deploy."""
+"""Maximum time between two starts of the same version that count as one deploy."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepChart:
-    """A chart with a step for each point of a period. `steps` has the values of each step as
-    text."""
+    """A line chart of a period; `steps` has the values of each step of the period as text."""
 
     title: str
     top: str
@@ -67,10 +66,10 @@ class StartMark:
 
 
 def start_marks(stats: TypeStats, servers: Sequence[ServerInfo]) -> list[StartMark]:
-    """Return the starts of servers of a type within the period, oldest first. Pure.
+    """Return the starts of servers of a type within the period, oldest first; does no I/O.
 
-    Servers report their start once. Running servers of an older version of qsync, which report no
-    start, also count.
+    Servers report their start once. The starts of running servers of an older version of qsync,
+    which do not report them, are computed from their uptime.
     """
     first, numbers = stats.points[0].at, Counter[tuple[int, str]]()
     for at, version, number in (*_reported(stats), *_unreported(stats, servers)):
@@ -106,7 +105,7 @@ def _unreported(stats: TypeStats, servers: Sequence[ServerInfo]) -> list[Start]:
 
 
 def type_charts(stats: TypeStats, marks: Sequence[StartMark] = ()) -> list[StepChart]:
-    """Return the charts of a type."""
+    """Return the charts of a type: runs, waiting times and durations."""
     width = WIDTH / max(1, len(stats.points) - 1)
     steps = sorted({mark.step for mark in marks})
     lines = "".join(f"M{step * width:.1f} 0v{HEIGHT}" for step in steps)
@@ -119,7 +118,7 @@ def type_charts(stats: TypeStats, marks: Sequence[StartMark] = ()) -> list[StepC
 
 
 def when(stats: TypeStats, moment: datetime) -> str:
-    """Return the time of a step in UTC: to the minute, or the day."""
+    """Return the time of a step in UTC, to the minute; only the day if a step lasts a day."""
     if stats.step_s >= DAY_S:
         return day_and_month(moment.date())
     clock = f"{moment:%H:%M} UTC"

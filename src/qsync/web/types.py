@@ -30,7 +30,7 @@ EARLIER: Final[dict[Period, str]] = {
     "1h": marked("yesterday at this time"), "24h": marked("the day before"),
     "7d": marked("the week before"), "90d": "",
 }  # fmt: skip
-"""Label of the faint line in the charts of each period."""
+"""Label of the faint line in the charts of each period, which shows an earlier period."""
 
 QUEUES_SHOWN: Final = 100
 
@@ -127,6 +127,6 @@ async def resume(site: Site, request: Request) -> Response:
 
 
 def _period(fields: Fields, periods: tuple[Period, ...]) -> Period:
-    """Return the period in a query; the first period by default."""
+    """Return the period that a query names; by default the first one."""
     asked = fields.text("period")
     return next((period for period in periods if period == asked), periods[0])

@@ -36,7 +36,7 @@ async def run(site: Site, request: Request) -> Response:
 
 
 async def cancel(site: Site, request: Request) -> Response:
-    """Cancel the selected tasks after confirmation; order servers to stop the running ones."""
+    """Cancel the selected tasks, after confirmation; tell servers to stop the running ones."""
     form = await site.form(request)
     selection = selection_of(form)
     if form.text("sure") != "yes" and (ids := form.all("id-ticked")):
@@ -101,8 +101,8 @@ async def _ask_to_run(site: Site, request: Request, form: Fields, selection: Sel
         )  # fmt: skip
     if matching.others:
         others = ngettext(
-            "%(num)s other %(state)s task keeps its time.",
-            "%(num)s other %(state)s tasks keep their time.",
+            "%(num)s other %(state)s task stays due at its own time.",
+            "%(num)s other %(state)s tasks stay due at their own times.",
             matching.others, state=state,
         )  # fmt: skip
         text = f"{text} {others}"
