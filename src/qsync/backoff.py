@@ -38,9 +38,9 @@ _MAX_S: Final = 36_525 * 86_400  # 100 years; a longer delay is a mistake
 class ExponentialBackoff(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A policy for `retry_delay`: each delay is a multiple of the previous delay.
 
-    first    delay after the first failure, seconds
+    first    delay after the first failure, in seconds
     factor   ratio of each delay to the previous one, 1 to 1000
-    longest  longest delay, seconds
+    longest  longest delay, in seconds
     jitter   largest share of a delay that is subtracted at random, 0 to 1
 
     Raises ConfigError when a value is out of range.

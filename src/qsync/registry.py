@@ -141,8 +141,8 @@ class Registry:
         `task.value(Type)`. `fn.enqueue(payload)` enqueues one task.
 
         max_size  maximum number of tasks per call, 1 to 10,000
-        max_wait  how long the first task of a call waits for others, seconds or a timedelta; at
-                  most an hour. A task does not wait if its deadline would pass during the wait
+        max_wait  how long the first task of a call waits for others, in seconds or as a timedelta;
+                  at most an hour. A task does not wait if its deadline would pass during the wait
 
         The function returns None, if all tasks are done, or a list with the result of each task, in
         the same order. An exception in the list fails only its task. An exception that the function
@@ -260,7 +260,7 @@ class Registry:
 
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
-        every      period, seconds or a timedelta; ticks are at its multiples since 1970, in UTC
+        every      period, in seconds or as a timedelta; ticks are at its multiples since 1970 UTC
         missed     tasks to enqueue for ticks that are over 30 s late because no server ran: none
                    ("skip"), one for all of them ("once") or one for each ("all")
         arguments  arguments of the function, by name, the same at each tick

@@ -14,10 +14,11 @@ GUARANTEES: Final[dict[int, str]] = {
     2: "A task is in exactly one state at any moment, including after a crash at any point.",
     3: "A server that lost its lease changes nothing.",
     4: "Tasks of a crashed server are pending again within lease + 5 s if any server is alive; "
-    "those of a crashed child of `qsync worker` within 1 s.",
-    5: "A task never starts before its time and never after its deadline. The number "
-    "of its starts is at most 1 + retries + crashes + hand-backs + rollbacks of the store.",
-    6: "A unique lock never outlives its task and its window, and never expires before they end.",
+    "tasks of a crashed child process of `qsync worker` are pending again within 1 s.",
+    5: "A task never starts before its time and never after its deadline. A task starts "
+    "at most 1 + retries + crashes + hand-backs + rollbacks of the store times.",
+    6: "A unique lock is held exactly until its task has ended and the time given with `unique=` "
+    "has passed.",
     7: "Servers survive every error reply from the store: after a temporary error they retry with "
     "jittered delays, and no error stops a server or uses up an attempt of a task.",
     8: "Payloads are bytes or msgpack. Nothing is ever unpickled.",
@@ -34,7 +35,7 @@ FAULTS: Final[dict[int, str]] = {
     7: "a task kills its process on every attempt",
     8: "a task that kills its process also ends that process's other tasks",
     9: "SIGTERM arrives while tasks run",
-    10: "a second signal arrives",
+    10: "a second signal arrives during a shutdown",
     11: "SIGTERM arrives between the fetch and the start of a task",
     12: "a process forks while connections are open",
     13: "the log cannot be written: the disk is full, or stderr is broken or closed",
