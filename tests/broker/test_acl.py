@@ -193,7 +193,7 @@ def test_client_and_server_roles_suffice_for_all_operations(guarded: Guarded) ->
     guarded.refused()
     asyncio.run(life(guarded.url("client"), guarded.url("server")))
     refused = guarded.refused()
-    assert refused <= {"info", "client|setinfo"}, "only what is optional was missed"
+    assert refused <= {"info", "client|setinfo"}, "only optional commands were refused"
     assert "info" in refused
     if not guarded.old:
         assert refused == {"info"}
@@ -402,5 +402,5 @@ def test_roles_suffice_in_a_cluster(cluster: Cluster) -> None:
     }
     assert refused <= {"info"}
     used = {name for node in cluster.nodes for name in node.command("INFO", "commandstats")}
-    rare = {"asking"}  # a queue is being moved
+    rare = {"asking"}  # only while a slot moves
     assert {f"cmdstat_{command}" for command in {*acl.CLUSTER} - rare} <= used

@@ -142,8 +142,8 @@ def test_ten_thousand_hostile_records_make_a_server_do_nothing(
         assert report["grown_mib"] < GROWN_MIB
         assert not mark.exists()
         states = {name: client.zcard(keys.key(name)) for name in ("dead", "scheduled", "retry")}
-        assert states["dead"] > RECORDS // 3, "what cannot be read"
-        assert states["scheduled"] > RECORDS // 10, "of a type that nobody knows"
+        assert states["dead"] > RECORDS // 3, "unreadable tasks are dead"
+        assert states["scheduled"] > RECORDS // 10, "tasks of unknown types are scheduled"
 
 
 def nested(levels: int) -> object:

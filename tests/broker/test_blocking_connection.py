@@ -143,7 +143,7 @@ def test_each_exchange_has_its_own_timeout(monkeypatch: pytest.MonkeyPatch) -> N
         one._poll = lambda ms: waits.append(ms) or poll(ms)
         assert one.request([("ECHO", "a")], time.monotonic() + 0.5) == [b"a"]
         assert one.request([("ECHO", "a")], None) == [b"a"]
-        assert waits == []  # the kernel waited, without a poll
+        assert waits == []  # no poll, because the kernel waited
         for until, limit_ms in ((time.monotonic() + 0.5, 500), (None, TIMEOUT_S * 1000)):
             sent = threading.Timer(0.1, lambda: one.raw._sock.sendall(ECHO_LATE))
             sent.start()
@@ -252,7 +252,7 @@ def test_interrupt_during_an_exchange_leaves_no_reply_to_the_next_caller(
         broker.close()
         with pytest.raises(KeyboardInterrupt):
             broker.ask("ECHO", "d")
-    assert broker.ask("ECHO", "e") == b"e", "its place in the pool is free again"
+    assert broker.ask("ECHO", "e") == b"e", "the pool has a free connection again"
     broker.close()
 
 
@@ -281,7 +281,7 @@ def test_threads_wait_for_one_of_few_connections(store: Store) -> None:
         wait_until(lambda: pool._waiting == 2)
         pool.release(held[0])
         wait_until(lambda: pool._waiting == 1)
-        pool.discard(held[1])  # the other caller gets its slot
+        pool.discard(held[1])  # frees a slot for the other caller
         taken = [future.result(20) for future in waiting]
         assert held[0] in taken
         assert held[1] not in taken

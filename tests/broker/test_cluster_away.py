@@ -235,7 +235,7 @@ def test_inbox_is_read_after_its_slot_moved(partial: Cluster, prefix: str) -> No
 
     async def main() -> None:
         async with Qsync(partial.url, prefix=prefix) as app, app.async_client() as client:
-            server = app.server(mux, lease=60)  # if the cancellation were lost, it would take 20 s
+            server = app.server(mux, lease=60)  # a lost cancellation takes 20 s
             async with server:
                 handle = await client.enqueue(Task("t"))
                 await begun.wait()
@@ -301,7 +301,7 @@ def test_slot_map_is_loaded_corrected_and_reloaded_if_suspect() -> None:
     assert set(slots.candidates()) == {A, B, C}
     at_a, at_b = key_of(slots, A), key_of(slots, B)
     assert slots.redirect(failures.ConnectionError("refused"), A) is None
-    assert slots.holder(at_a) is None, "it is to be looked for again"
+    assert slots.holder(at_a) is None, "the node of the slot is unknown again"
     assert slots.best_guess(at_a) == A
     assert slots.holder(at_b) == B, "others do not wait"
     assert slots.candidates()[-1] == A, "it is asked last"

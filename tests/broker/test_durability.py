@@ -116,7 +116,7 @@ def test_unconfirmed_enqueue_error_has_the_handle(pair: Pair, prefix: str, colou
     ]
     assert stored(pair.primary, prefix) == 2
     [again] = colour.do(client.enqueue_many([Task("t", id="a")]))
-    assert (again.created, again.confirmed) == (False, True), "the replica has it by now"
+    assert (again.created, again.confirmed) == (False, True), "the replica has the task by now"
     assert colour.do(handle.info()).id == "a"
 
 
@@ -167,7 +167,7 @@ def test_enqueues_at_the_same_time_share_a_wait(own_store: Store, prefix: str) -
     async def main() -> None:
         broker = AsyncBroker(redis_clients.parse(own_store.url))
         async with AsyncClient(broker, prefix=prefix, durability="fsync") as client:
-            first = await client.enqueue_many([Task("t")] * 2)  # the store knows the script now
+            first = await client.enqueue_many([Task("t")] * 2)  # loads the script
             own_store.command("CONFIG", "RESETSTAT")
             handles = await asyncio.gather(*[client.enqueue(Task("t")) for _ in range(2000)])
             assert {handle.confirmed for handle in [*first, *handles]} == {True}

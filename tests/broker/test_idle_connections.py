@@ -60,7 +60,9 @@ def test_dead_idle_connection_is_replaced_by_a_new_one(
         assert silence(proxy) >= IDLE
         before, began = proxy.accepted, time.monotonic()
         assert colour.do(client.enqueue(Task("t"))).created
-        assert time.monotonic() - began < min(patience, 5) + 2, "they were tried one after another"
+        assert time.monotonic() - began < min(patience, 5) + 2, (
+            "too many dead connections were tried"
+        )
         assert proxy.accepted > before
         colour.close_client(client)
 

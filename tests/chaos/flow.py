@@ -22,7 +22,7 @@ def plain(number: int) -> Task:
 
 
 class Flow:
-    """A client in a thread. Each of its callers enqueues a task about every `every` seconds until
+    """A client in a thread, each caller of which enqueues a task about every `every` seconds until
     the block ends."""
 
     def __init__(

@@ -246,7 +246,7 @@ class Rounds:
         times = [run.leased_us for run in runs if "rate" in self._limits[run.id]]
         outcome.above_rate = most_above_rate(times, RATE)
         if outcome.above_rate > BURST + LATENESS:
-            outcome.wrong.append(f"{outcome.above_rate:.2f} starts more than the rate allows")
+            outcome.wrong.append(f"{outcome.above_rate:.2f} more starts than the rate allows")
         outcome.tasks, outcome.runs = len(self._limits), len(runs)
         outcome.used = used(times, RATE, BURST)
         return outcome
@@ -266,7 +266,9 @@ def main() -> int:
     """Run the given number of rounds, or run for the given time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000, help="number of kills")
-    parser.add_argument("--minutes", type=float, default=0.0, help="run time, 20 kills a minute")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="run time, with 20 kills per minute"
+    )
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     options = parser.parse_args()
     began = time.monotonic()
@@ -276,12 +278,12 @@ def main() -> int:
             options.seed, rounds=0 if timed else options.rounds, minutes=options.minutes
         )
     if timed and outcome.used < LEAST_USED:
-        outcome.wrong.append(f"only {outcome.used:.2%} of the rate were used")
+        outcome.wrong.append(f"only {outcome.used:.2%} of the rate was used")
     kills = ", ".join(f"{part} {times}" for part, times in sorted(outcome.kills.items()))
     sys.stdout.write(
         f"seed {options.seed}: {time.monotonic() - began:.0f} s, killed: {kills}; "
-        f"{outcome.tasks} tasks ran in {outcome.runs} starts, {outcome.looks} looks at the store; "
-        f"at most {outcome.above_rate:.1f} starts more than a window allows (burst {BURST}), "
+        f"{outcome.tasks} tasks ran in {outcome.runs} starts, {outcome.looks} checks of the store; "
+        f"at most {outcome.above_rate:.1f} more starts than a window allows (burst {BURST}), "
         f"{outcome.used:.1%} of the rate used; {len(outcome.wrong)} wrong\n"
     )
     sys.stdout.writelines(f"    {line}\n" for line in outcome.wrong[:20])

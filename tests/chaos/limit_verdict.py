@@ -15,7 +15,7 @@ interval late without delaying the next one."""
 
 @dataclass
 class Run:
-    """A lease on a task whose handler started. Times are microseconds of Unix time."""
+    """A lease on a task whose handler started. Times are Unix times in microseconds."""
 
     id: str
     leased_us: int

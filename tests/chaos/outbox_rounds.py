@@ -188,7 +188,7 @@ class Rounds:
         except AssertionError:
             application = self._processes["application"]
             if application.pid is not None and application.is_alive():
-                os.kill(application.pid, signal.SIGUSR1)  # make it print the stacks of its threads
+                os.kill(application.pid, signal.SIGUSR1)  # print the stacks of its threads
                 time.sleep(1)
             log = self._places.log.read_text(errors="replace")
             log += f"\nthe application: {application.exitcode}"

@@ -1,6 +1,6 @@
-"""A TCP proxy in front of the store, whose faults can be switched on and off while it runs. It
-splits the streams into commands and replies. It can thus answer a command itself, lose one reply or
-fall silent, and no reply ever reaches the wrong command.
+"""A TCP proxy in front of the store, whose faults can be switched on and off while it runs. The
+proxy splits the streams into commands and replies, so it can answer a command itself, lose one
+reply or fall silent. No reply ever reaches the wrong command.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class Proxy:
         task = self._loop.create_task(self._join(reader, writer))
         self._tasks.add(task)
 
-        def over(_: object) -> None:  # this also runs for a connection that never began
+        def over(_: object) -> None:  # also called if `_join` never started
             writer.transport.abort()
             self._tasks.discard(task)
 

@@ -145,7 +145,7 @@ class Chaos:
             env={**os.environ, "QSYNC_URL": self.store.url, "QSYNC_PREFIX": self.prefix},
         )  # fmt: skip
         evidence.audit = "" if audit.returncode == 0 else audit.stdout + audit.stderr
-        assert json.loads(audit.stdout), "the audit looked at something"
+        assert json.loads(audit.stdout), "the audit printed a report"
 
 
 def killed_by_test(line: str, evidence: Evidence) -> bool:
@@ -187,13 +187,13 @@ def test_guarantees_hold_while_workers_store_and_network_fail(
     measured("chaos, starts", sum(note.kind == "start" for note in evidence.notes))
     measured("chaos, started again, by reason", reasons_of(evidence))
     measured("chaos, dead", len(evidence.dead))
-    measured("chaos, seconds until all was done after the last fault",
+    measured("chaos, seconds from the last fault until all tasks ended",
              chaos.over_at - chaos.peace_at)  # fmt: skip
     recovered = recovery_times(evidence) or [0.0]
     measured("chaos, tasks of killed servers that ran again", len(recovered))
-    measured("chaos, the last of them after, s", max(recovered))
+    measured("chaos, longest time until a killed task ran again, s", max(recovered))
     assert chaos.users.errors == []
-    assert len(evidence.accepted) > 10 * seconds, "the users hardly did anything"
+    assert len(evidence.accepted) > 10 * seconds, "the users enqueued too few tasks"
     assert threading.active_count() < 50
     wrong = judge(evidence)
     for one in wrong[:5]:

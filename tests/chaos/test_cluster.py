@@ -109,12 +109,12 @@ def test_a_queue_moves_to_another_node_while_it_is_in_use(
     wait_until(lambda: ids <= history.ids("end"), timeout=20)
     drained(replicated, prefix)
     measured("slot moved, operations per second before", rate)
-    measured("slot moved, most seconds that the move took", max(lasted))
-    measured("slot moved, most seconds of pause afterwards", max(gaps))
+    measured("slot moved, longest move in seconds", max(lasted))
+    measured("slot moved, longest pause afterwards in seconds", max(gaps))
     measured("slot moved, tasks", len(ids))
     measured("slot moved, calls refused during the move", tried_again(replicated) - before)
     assert rate >= 500
-    assert tried_again(replicated) > before, "no call ever met the keys on two nodes"
+    assert tried_again(replicated) > before, "no call found the keys on two nodes"
     assert flow.errors + blocking.errors == []
     assert max(gaps) <= 5
     assert set(Counter(event.id for event in history.of("start")).values()) == {1}

@@ -18,8 +18,8 @@ from tests.support.stores import Store, wait_until
 PROCESSES = 4
 GAP_S = 3.0
 ROUNDS = 3
-"""Number of rounds, of which the best counts, since other load on the machine slows down the
-startup of processes."""
+"""Number of rounds. Only the best counts, since other load on the machine slows down the startup of
+processes."""
 
 
 @pytest.mark.faults(7)
@@ -28,8 +28,8 @@ startup of processes."""
 def test_other_tasks_keep_half_of_their_throughput_while_processes_are_killed(
     valkey: Store, prefix: str, tmp_path: Path, measured: Measured, poisons: int
 ) -> None:
-    """A poison task arrives every three seconds, and each of them dies. Throughput is measured from
-    the first of them."""
+    """A poison task arrives every three seconds and becomes dead. Throughput is measured from the
+    first poison task on."""
     dead = QueueKeys(prefix, "default").key("dead")
     options = ("-n", str(PROCESSES), "--concurrency", "5", "--lease", "5")
     worker = Worker(valkey.url, prefix, tmp_path, *options).start()

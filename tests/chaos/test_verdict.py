@@ -256,7 +256,7 @@ MISTAKES: Final[list[tuple[Callable[[Evidence], None], str]]] = [
     (dead_too_early, "poison is dead after 2 crashes"),
     (dead_with_attempts_left, "doomed is dead after the attempts [2]"),
     (dead_though_it_never_fails, "plain is dead after the attempts []"),
-    (dead_and_gone, "2 tasks died, but 1 are there"),
+    (dead_and_gone, "2 tasks died, but 1 are stored"),
     (a_start_too_many, "back ran again"),
     (ended_twice, "plain ended 2 times"),
     (ended_without_a_start, "plain ended under the token x/1 without a start"),

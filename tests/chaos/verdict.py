@@ -174,7 +174,7 @@ class _Judge:
         if enqueued != completed + dead:
             yield f"of {enqueued} tasks {completed} were completed and {dead} died"
         if dead != len(evidence.dead):
-            yield f"{dead} tasks died, but {len(evidence.dead)} are there"
+            yield f"{dead} tasks died, but {len(evidence.dead)} are stored"
         starts = sum(map(len, self.runs.values()))
         reasons = reasons_of(evidence)
         allowed = sum(map(bool, self.runs.values())) + sum(reasons.values())

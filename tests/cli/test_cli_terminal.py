@@ -91,7 +91,7 @@ class Terminal:
             assert time.monotonic() < end, self.seen
             self._read(0.05)
         self._read(0.1)
-        assert termios.tcgetattr(self._other) == self.before, "the terminal is as it was"
+        assert termios.tcgetattr(self._other) == self.before, "the terminal's settings are restored"
         return self.process.returncode
 
     def _read(self, patience: float) -> None:
@@ -164,7 +164,7 @@ def test_top_follows_until_q_is_pressed(live: Live) -> None:
         terminal.shows("FAIL/S v")
         terminal.type("q")
         assert terminal.ends() == 0
-        assert "\x1b[?1049l" in terminal.raw, "what was there before is there again"
+        assert "\x1b[?1049l" in terminal.raw, "the previous screen is restored"
     with Terminal(live, "top", "--interval", "0.2") as terminal:
         terminal.shows("qsync top")
         terminal.interrupt()
@@ -230,7 +230,7 @@ def test_output_that_cannot_be_written_is_one_line(live: Live) -> None:
 
 
 def test_names_in_the_store_are_completed(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion, "STORE_TIMEOUT_S", 20.0)  # also on a busy machine
+    monkeypatch.setattr(completion, "STORE_TIMEOUT_S", 20.0)  # enough for a busy machine
     server = live.serve(queues={"mail": 1, "default": 1}, server_id="server-1")
     live.app.periodic(cron="0 3 * * *", name="night")(_night)
     live.serve(server_id="other-2")

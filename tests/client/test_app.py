@@ -740,7 +740,7 @@ def test_task_name_is_that_under_which_a_server_imports_it(tmp_path: Path) -> No
 
 
 def test_a_task_without_a_module_needs_a_name(tmp_path: Path) -> None:
-    """For example, an interactive session has no module."""
+    """A function that is defined in an interactive session, for example, has no module."""
     code = """
 from qsync import ConfigError, Qsync
 app = Qsync("redis://localhost:1")

@@ -327,7 +327,7 @@ def test_duplicates_among_many_have_the_handle_of_the_holder(
     assert [one.created for one in handles] == [False, False, True, True]
     assert handles[0] == handles[1] == taken
     hand.succeed(hand.one(), value=1)
-    assert colour.do(handles[1].result()) == 1, "its retention was looked up"
+    assert colour.do(handles[1].result()) == 1, "the client has looked up the retention"
 
 
 @pytest.mark.parametrize("between", [0, 700])
@@ -555,7 +555,7 @@ def test_registration_takes_no_extra_round_trip(colour: Colour, client: Any, sto
     store.command("CONFIG", "RESETSTAT")
     for queue in ("a", "a", "b", "b"):
         colour.do(client.enqueue(Task("t"), queue=queue))
-    assert scripts_run(store) == 6, "four, and one for each new queue"
+    assert scripts_run(store) == 6, "four enqueues and two registrations"
 
 
 def test_queue_is_registered_again_after_a_flush(
@@ -723,8 +723,8 @@ def test_ended_loop_leaves_no_caller_waiting() -> None:
 
 
 def test_callers_end_if_their_batch_is_cancelled_before_it_begins() -> None:
-    """This happens if `asyncio.run` ends just after the callers have arrived, and the client is
-    closed."""
+    """`asyncio.run` may end just after the callers have arrived, and cancels the batch when the
+    client is closed."""
 
     async def send(items: list[int], left: float) -> list[int]:
         return items
@@ -798,7 +798,7 @@ def test_lone_caller_is_sent_at_once_and_callers_that_are_ready_share_a_batch(
             assert await batcher.submit(item) == item
         assert await asyncio.gather(*map(one, (3, 4, 5))) == [3, 4, 5]
         asyncio.get_running_loop().call_soon(count)
-        assert await batcher.submit(6) == 6, "after what was ready before it"
+        assert await batcher.submit(6) == 6, "the call runs after callbacks that were ready"
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
@@ -859,7 +859,7 @@ def test_ids_and_nonces_are_drawn_once_by_many_threads() -> None:
 
 
 def test_new_ids_never_begin_with_a_dash() -> None:
-    ids = [new_id() for _ in range(10_000)]  # about 156 ids were redrawn
+    ids = [new_id() for _ in range(10_000)]  # some were drawn again
     assert not [id for id in ids if id.startswith("-")]
     assert any("-" in id for id in ids)
 

@@ -434,7 +434,7 @@ def test_stopped_store_raises_store_unavailable(
 def test_cancel_ends_a_waiting_task(
     colour: Colour, client: Any, hand: Hand, state: str, retention: int | None, rebuilt: bool
 ) -> None:
-    """With retention, the cancelled task is kept. Without retention, it is removed."""
+    """With retention, the cancelled task is kept; without retention, the task is removed."""
     delay = 60 if state == "scheduled" else None
     handle = colour.do(client.enqueue(Task("t", id="a", delay=delay, retention=retention)))
     if state == "retry":
@@ -649,7 +649,7 @@ def test_cluster_handle_reads_results_and_cancels_on_the_right_node(
 
 
 async def test_waiting_callers_do_not_read_payloads(store: Store, prefix: str) -> None:
-    """Otherwise, 500 callers would request half a gigabyte at the same time."""
+    """If they did, 500 callers would request half a gigabyte at the same time."""
 
     broker = AsyncBroker(redis_clients.parse(store.url))
     async with AsyncClient(broker, prefix=prefix) as client:

@@ -59,7 +59,8 @@ def empty(hand: Hand) -> bool:
 def test_a_task_that_ended_while_its_reply_was_lost_runs_once(
     proxy: Proxy, hand: Hand, prefix: str, many: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qsync.broker.blocking_connection.WARM_S", 60.0)  # one of them as a packet
+    # On a warm connection, a single enqueue is sent as a prepared packet.
+    monkeypatch.setattr("qsync.broker.blocking_connection.WARM_S", 60.0)
     broker = Broker(redis_clients.parse(proxy.url), read_timeout=0.3, patience=20)
     with Client(broker, prefix=prefix) as client, ThreadPoolExecutor(1) as threads:
         client.enqueue(Task("t"))
@@ -176,7 +177,7 @@ def test_lone_enqueues_go_as_packets_unless_an_option_needs_more(
         assert sent == [True]
         hand.broker.client_at(None).script_flush()
         assert [client.enqueue(Task("t")).created for _ in range(3)] == [True] * 3
-        assert sent == [True, False, False, False], "it is careful for some time"
+        assert sent == [True, False, False, False], "the client stays careful for some time"
         hand.broker._unexpected_until = 0.0
         assert client.enqueue(Task("t")).created
         assert sent[-1]

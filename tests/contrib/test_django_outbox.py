@@ -139,7 +139,7 @@ def test_outbox_works_without_use_tz(
             assert [row.id for row in batch.rows] == [handle.id]
             batch.delete([handle.id])
         assert database.backlog().rows == 0
-        connections[alias].close()  # it uses the time zone from the settings
+        connections[alias].close()  # so that later tests get the configured time zone
 
 
 def test_relay_of_a_server_sends_remaining_rows(project: Qsync, rows: Any, held: None) -> None:

@@ -477,7 +477,7 @@ def test_later_payload_is_not_replaced_by_an_earlier_waiting_payload(
     outbox.after_commit._away_until = 0.0
     commit(3)
     commit(4, key="other")
-    assert count(engine, outbox) == 2, "the third row waits for the second, the fourth for none"
+    assert count(engine, outbox) == 2, "the third row waits for the second, the fourth does not"
     with outbox.relay(engine) as relay:
         wait_until(lambda: relay.sent == 2)
     commit(5)
@@ -558,7 +558,7 @@ def test_requests_do_not_fail_while_the_store_is_away(
                 row.created_at -= timedelta(minutes=2)
                 session.add(row)
                 session.commit()
-        assert time.monotonic() - began < 5, "only the first call waits for the store, for a second"
+        assert time.monotonic() - began < 5, "only the first call waits for the store"
         assert count(engine, outbox) == 20
         own_store.start()
         with outbox.relay(engine) as relay:

@@ -109,7 +109,7 @@ async def test_only_final_failures_are_reported_on_request(
         await wait_until_async(lambda: len(collected.of("event")) == 2)
     events = {event["transaction"]: event for event in collected.of("event")}
     assert events["fail"]["contexts"]["qsync"]["attempt"] == 2
-    assert events["ask"]["fingerprint"] == ["ask", "Retry"]  # it has no attempts left
+    assert events["ask"]["fingerprint"] == ["ask", "Retry"]  # no attempts are left
     runs = [one for one in collected.of("transaction") if one["transaction"] == "ask"]
     assert {run["contexts"]["trace"]["status"] for run in runs} == {"aborted"}  # no errors
 
@@ -164,7 +164,7 @@ async def test_payload_needs_send_default_pii(
 async def test_a_trace_continues_from_the_enqueue_through_all_tasks(
     app: Qsync, collected: Collector
 ) -> None:
-    opentelemetry.instrument(app)  # both hooks at once
+    opentelemetry.instrument(app)  # both integrations at once
     sentry.instrument(app)
 
     @app.task(name="inner")

@@ -75,7 +75,7 @@ def test_selected_measures_are_taken_and_shown(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)["figures"]
     assert {one["measure"] for one in figures} == {"enqueue", "latency"}
-    assert "a blocking Client" not in done.stderr, "it is measured without an event loop"
+    assert "a blocking Client" not in done.stderr, "enqueue is measured without an event loop"
     for one in figures:
         assert one["value"] > 0, one
         assert one["name"] in done.stderr

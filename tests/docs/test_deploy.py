@@ -167,7 +167,8 @@ def test_autoscaler_uses_existing_endpoints() -> None:
 
 
 def test_image_installs_requirements_before_it_copies_the_code() -> None:
-    """Otherwise, each change to the code would cause the dependencies to be installed again."""
+    """In the other order, each change to the code would cause the dependencies to be installed
+    again."""
     steps = (DEPLOY / "docker" / "Dockerfile").read_text().splitlines()
     [requirements] = [at for at, step in enumerate(steps) if step.startswith("COPY requirements")]
     [install] = [at for at, step in enumerate(steps) if "-r requirements.txt" in step]

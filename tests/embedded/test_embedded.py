@@ -253,7 +253,7 @@ def test_next_start_repairs_a_store_without_a_guardian(
             assert store.get("key") == b"value"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next guardian stops it")
+@pytest.mark.skipif(sys.platform != "linux", reason="on other systems, the next guardian stops it")
 def test_killed_guardian_stops_valkey(folder: Path) -> None:
     """While Valkey is running, its lock prevents another Valkey from using the data."""
     with user(folder):

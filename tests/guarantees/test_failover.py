@@ -27,7 +27,8 @@ over some hundreds of tasks, but not over ten."""
 
 @pytest.fixture(scope="module")
 def replicated() -> Iterator[Cluster]:
-    """Start a cluster for this module. If it loses a primary, it continues with the others."""
+    """Start a cluster for this module. If the cluster loses a primary, it continues with the
+    others."""
     with Cluster(config={"cluster-require-full-coverage": "no"}) as cluster:
         yield cluster
 
@@ -120,7 +121,7 @@ def test_queues_on_different_primaries_share_by_weight(
     asyncio.run(main())
     counts = Counter(order[:SHARED])
     wrong = max(abs(counts[queue] / SHARED - weight / 9) for queue, weight in weights.items())
-    measured(f"cluster, shares of the first {SHARED}, furthest off", wrong)
+    measured(f"cluster, shares of the first {SHARED} tasks, largest deviation", wrong)
     assert wrong <= 0.02, counts
 
 

@@ -15,8 +15,8 @@ from tests.support.stores import available, wait_until
 
 WAITING = 50_000
 MOST_BYTES = 105
-"""Maximum memory that a limit of 11 characters adds to a waiting task. It takes about 95 bytes: an
-entry among the waiters, and the limit in the message."""
+"""Maximum memory that a limit of 11 characters adds to a waiting task. The actual amount is about
+95 bytes: an entry among the waiters, and the limit in the message."""
 
 
 @pytest.fixture

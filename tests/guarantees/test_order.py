@@ -66,7 +66,7 @@ def test_full_queues_share_by_weight(
     for count in (900, 9000):
         found = shares(order[:count])
         wrong = max(abs(found[queue] - weight / 9) for queue, weight in WEIGHTS.items())
-        measured(f"shares of the first {count}, furthest off", wrong)
+        measured(f"shares of the first {count} tasks, largest deviation", wrong)
         assert wrong <= 0.02, found
 
 
@@ -91,7 +91,7 @@ def test_queues_whose_tasks_have_limits_share_by_weight(
     asyncio.run(main())
     found = shares(order[:1800])
     wrong = max(abs(found[queue] - weight / 9) for queue, weight in WEIGHTS.items())
-    measured("shares of queues with limited tasks, furthest off", wrong)
+    measured("shares of queues with limited tasks, largest deviation", wrong)
     assert wrong <= 0.05, found
 
 
@@ -222,6 +222,6 @@ def test_a_tenant_with_few_tasks_does_not_wait_for_one_with_many(
     begin = order.index("enqueued")
     last = max(at for at, tenant in enumerate(order) if tenant == "few")
     between = order[begin:last].count("many")
-    assert order[:begin].count("many") < 9000, "the first tenant was done before the second began"
+    assert order[:begin].count("many") < 9000, "the first tenant ended before the second began"
     measured("tasks of the first tenant before the second was done", between)
     assert between < 400

@@ -74,7 +74,7 @@ def test_poison_task_starts_three_times_and_other_tasks_succeed(
 ) -> None:
     tasks, poison = mixed(random.Random(seed))
     measured("poison is at", [one.id for one in tasks].index(poison))
-    measured("by id it is at", sorted(str(one.id) for one in tasks).index(poison))
+    measured("poison by id is at", sorted(str(one.id) for one in tasks).index(poison))
 
     def start() -> ServerProcess:
         return launch(valkey.url, ready=False, concurrency=concurrency)

@@ -97,7 +97,7 @@ def test_an_enqueue_costs_little_more_than_a_bare_call(measured: Measured) -> No
                 for _ in range(20)
             ]
             ratios.append(min(pair[0] for pair in pairs) / min(pair[1] for pair in pairs))
-            measured(f"enqueue to bare EVALSHA, {client}", ratios[-1])
+            measured(f"enqueue / bare EVALSHA, {client}", ratios[-1])
         return max(ratios)
 
     assert best(ratio, lambda value: value <= MOST_TIMES_BARE) <= MOST_TIMES_BARE

@@ -89,7 +89,7 @@ def test_lost_wake_delays_a_task_by_no_more_than_a_sweep(
         call = ops.enqueue(QueueKeys(prefix, "default"), [new_task(task(), new_nonce())])
         with valkey.client() as client, client.pipeline(transaction=True) as pipe:
             pipe.eval(call.script.text, len(call.keys), *call.keys, *call.args)
-            pipe.delete(QueueKeys(prefix, "default").key("wake"))  # before any server sees the wake
+            pipe.delete(QueueKeys(prefix, "default").key("wake"))  # no server sees the wake
             enqueued_at = time.monotonic()
             pipe.execute()
         delays.append(history.wait("start", at)[-1].at - enqueued_at)

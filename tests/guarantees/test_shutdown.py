@@ -96,7 +96,7 @@ def test_a_second_signal_hands_back_at_once(
     history.wait("start", TASKS, pid=leaving.pid)
     leaving.terminate()
     wait_until(lambda: "stopping: " in leaving.log())
-    same_ends = time.monotonic() + SAME_SIGNAL_S + 0.1  # until then, it counts as the same signal
+    same_ends = time.monotonic() + SAME_SIGNAL_S + 0.1  # a repeated signal counts after this
     wait_until(lambda: time.monotonic() > same_ends)
     told_at = time.monotonic()
     leaving.terminate()

@@ -250,13 +250,13 @@ PLANTS = [
         ),
     ),
     Plant(
-        "a dead task with a next run that nobody can read",
+        "a dead task with an unreadable next run",
         lambda rig: rig.set("successors", "dead", b"nonsense"),
         {("next run kept", "dead")},
         lambda rig: (rig.state("dead"), rig.field("successors", "dead")) == ("dead", None),
     ),
     Plant(
-        "a lock of the dead",
+        "a lock of a dead task",
         lambda rig: rig.client.hset(
             _key(rig, "unique"), mapping={"@dead": "lock", "=lock": "0:dead"}
         ),
@@ -264,13 +264,13 @@ PLANTS = [
         lambda rig: not {"@dead", "=lock"} & set(rig.locks()),
     ),
     Plant(
-        "a lock of nobody",
+        "a lock without a task",
         _write("unique", "@ghost", "lock"),
         {("lock kept", "ghost")},
         lambda rig: "@ghost" not in rig.locks(),
     ),
     Plant(
-        "a lock that is gone",
+        "a lock that is missing",
         lambda rig: _lose("unique", "=" + _lock_of(rig, "later"))(rig),
         {("lock lost", "later")},
         lambda rig: (
@@ -279,7 +279,7 @@ PLANTS = [
         ),
     ),
     Plant(
-        "a lock that is not kept",
+        "a lock without its owner",
         _lose("unique", "@later"),
         {("lock unkept", "later")},
         lambda rig: rig.enqueue("again", payload=b"later", unique=True)[0][1] == "later",
@@ -315,13 +315,13 @@ PLANTS = [
         lambda rig: rig.client.zcard(_key(rig, "waiters")) == 1,
     ),
     Plant(
-        "a waiter that is no task",
+        "a waiter without a task",
         lambda rig: rig.client.zadd(_key(rig, "waiters"), {b"c:1\0tag bytesghost": 0}),
         {("stray waiter", "c:1\0tag bytesghost")},
         lambda rig: rig.client.zcard(_key(rig, "waiters")) == 1,
     ),
     Plant(
-        "a first waiter that is no task",
+        "a first waiter without a task",
         lambda rig: rig.set("limits", "c:1", _state(rig) + b"\x0etag bytesghost"),
         {("stray waiter", "c:1\0tag bytesghost")},
         lambda rig: not _state(rig).endswith(b"ghost"),
@@ -333,19 +333,19 @@ PLANTS = [
         lambda rig: _state(rig).endswith(b"limited"),
     ),
     Plant(
-        "a limit that counts too much",
+        "a limit that counts too many tasks",
         lambda rig: rig.set("limits", "c:1", _state(rig).replace(b"0 1", b"5 0", 1)),
         {("limit count", "c:1")},
         lambda rig: _state(rig).partition(b"\0")[0] == b"0 1 0 0",
     ),
     Plant(
-        "a limit that nobody opens",
+        "a limit that stays closed",
         lambda rig: rig.set("limit_rules", "c", "2 0 0 0"),
         {("limit shut", "c:1")},
         lambda rig: rig.state("limited") == "pending",
     ),
     Plant(
-        "a queue that says that it has no limits",
+        "a queue whose layout lacks limits",
         lambda rig: rig.set("meta", "schema", "1"),
         {("layout lost", "")},
         lambda rig: rig.field("meta", "schema") == b"2",
@@ -357,13 +357,13 @@ PLANTS = [
         lambda rig: rig.client.zscore(rig.keys.key("next_ticks"), "daily") is not None,
     ),
     Plant(
-        "a queue that has lost count of its bytes",
+        "a queue with a wrong number of bytes",
         lambda rig: (_bound(rig), rig.set("meta", "bytes", 5)),
         {("wrong bytes", "{test:queue}:meta")},
         lambda rig: rig.field("meta", "bytes") == b"%d" % _bytes_kept(rig),
     ),
     Plant(
-        "a queue whose schedules servers do not look at",
+        "a queue whose schedules servers ignore",
         lambda rig: rig.client.delete("test:schedule_queues"),
         {("not announced", "test:schedule_queues")},
         lambda rig: rig.client.hexists("test:schedule_queues", "queue"),
@@ -498,7 +498,7 @@ def test_many_damages_are_all_repaired(rig: Rig) -> None:
     rig.enqueue(*[f"t{number}" for number in range(450)])
     rig.client.delete(_key(rig, "pending"))
     report = auditing(rig, repair=True)
-    assert len(report.damages) == 451, "and the queue is not registered"
+    assert len(report.damages) == 451, "450 tasks, and the missing registration"
     assert auditing(rig).damages == []
     assert len(rig.ids("dead")) == 450
 

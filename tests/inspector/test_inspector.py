@@ -146,8 +146,8 @@ def test_latency_counts_from_when_a_task_could_run(store: Store, prefix: str) ->
             message = client.hget(bed.keys().key("tasks"), "later")
             early = message[:3] + (1_000_000).to_bytes(8) + message[11:]
             client.hset(bed.keys().key("tasks"), "later", early)
-            assert (await bed.inspector.overview()).queues[0].latency < 60  # runnable just now
-            client.delete(bed.keys().key("progress"))  # now it is unknown when it became runnable
+            assert (await bed.inspector.overview()).queues[0].latency < 60  # runnable since `run`
+            client.delete(bed.keys().key("progress"))  # removes that time
         now = (await bed.inspector.overview()).at.timestamp()
         latency = (await bed.inspector.overview()).queues[0].latency
         assert latency == pytest.approx(now - 1 - 3600, abs=30)
@@ -310,7 +310,7 @@ def test_filters_select_tasks(store: Store, prefix: str) -> None:
         assert await found(type="mail*") == {"m", "n"}
         assert await found(type="*.sen?") == {"m"}
         assert await found(error="TIMEOUT") == {"m"}
-        assert await found(error="LINE") == {"n"}, "not only in the first line"
+        assert await found(error="LINE") == {"n"}, "any line of the error may match"
         assert await found(error="Ü") == {"r"}
         assert await found(id="2") == set("mnr")
         assert await found(type="report", error="slow") == set()
@@ -454,7 +454,7 @@ def test_waiting_task_is_run_now(store: Store, prefix: str) -> None:
         for id, state in (("s", "scheduled"), ("r", "retry"), ("d", "dead")):
             other = "retry" if state == "dead" else "dead"
             late = await inspector.run(id, state=other)
-            assert (late.outcome, late.state) == ("too_late", state), "it has left that state"
+            assert (late.outcome, late.state) == ("too_late", state), "the task is in another state"
             done = await inspector.run(id, state=state)
             assert (done.outcome, done.state) == ("done", "pending")
             again = await inspector.run(id, state=state)
@@ -606,7 +606,7 @@ def test_two_dead_tasks_with_one_lock_do_not_both_run(store: Store, prefix: str)
 
 
 def test_task_that_dies_again_is_not_retried_twice(store: Store, prefix: str) -> None:
-    """Otherwise, a task that fails at once would be retried forever."""
+    """If such tasks were retried again, a task that fails at once would be retried forever."""
 
     async def work(bed: Bed) -> None:
         await bed.dead(*tasks(*[f"{n:03}" for n in range(350)]))
@@ -620,7 +620,8 @@ def test_task_that_dies_again_is_not_retried_twice(store: Store, prefix: str) ->
 
 
 def test_waiting_tasks_are_run_by_a_filter_in_steps(store: Store, prefix: str) -> None:
-    """Tasks that fail again in the meantime are skipped. Otherwise, the steps would never end."""
+    """Tasks that fail again in the meantime are skipped, because otherwise the steps would never
+    end."""
 
     async def work(bed: Bed) -> None:
         inspector = bed.inspector
@@ -935,7 +936,7 @@ def test_arbitrary_store_contents_are_shown(valkey: Store, prefix: str, value: b
             await inspector.trigger("s", queue="default"),
         ]  # fmt: skip
         for state, id in BY_STATE.items():
-            shown = "cancelled" if state == "completed" else state  # garbage counts as a cancel
+            shown = "cancelled" if state == "completed" else state  # any value means cancelled
             found = await pages(inspector, shown, limit=2, filter=Filter(error="", type="*"))
             assert id in ids(found)
             answers += [*found, await inspector.task(id), await inspector.explain(id)]

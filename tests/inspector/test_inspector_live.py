@@ -57,7 +57,7 @@ async def test_a_running_task_is_cancelled_at_once(store: Store, prefix: str) ->
         await made.reaches("a", "completed")
         row = (await inspector.tasks("default", "cancelled")).tasks[0]
         assert (row.id, row.cancelled) == ("a", True)
-        assert (await inspector.cancel("a")).outcome == "done", "this is what was requested"
+        assert (await inspector.cancel("a")).outcome == "done", "a repeated request reports success"
         assert (await inspector.explain("a")).reason == "cancelled"
 
 
@@ -218,8 +218,8 @@ async def test_servers_are_drained_and_stopped(store: Store, prefix: str) -> Non
 async def test_request_is_carried_out_even_if_sent_as_soon_as_the_server_is_visible(
     valkey: Store, prefix: str
 ) -> None:
-    """A server discards requests that it finds at startup, since they are for an earlier server. It
-    does so before it becomes visible to operators."""
+    """At startup, before it becomes visible to operators, a server discards the requests in its
+    inbox, since they are for an earlier server."""
     keys, order = GlobalKeys(prefix), codec.encode(["quiet"])
 
     def send_at_sight(server_id: str) -> None:

@@ -100,7 +100,7 @@ async def test_each_call_runs_few_scripts_in_a_large_store(store: Store, prefix:
             await make(inspector)
             counts[name] = broker.made
         assert max(counts.values()) <= 10, counts
-        assert counts.pop("explain") <= 6, "it also reads paused types and the bounds of the queue"
+        assert counts.pop("explain") <= 6, "`explain` also reads paused types and bounds"
         assert max(counts[name] for name in LOOKS if name in counts) <= 4, counts
 
 
@@ -146,7 +146,7 @@ def test_calls_are_fast_with_a_million_pending_and_100_000_dead(prefix: str) -> 
             assert pending > 1_000_000
             with pinging(store) as pings:
                 purged = asyncio.run(work(store, TaskState.PENDING, "purge"))
-            print(f"ms of a ping while {purged.done} were purged: {max(pings):.1f} at most")  # noqa: T201 - as above
+            print(f"longest ping during a purge of {purged.done}: {max(pings):.1f} ms")  # noqa: T201 - as above
             assert purged.done == pending
             assert slow_scripts(store) == {}
             assert max(pings) <= 20
