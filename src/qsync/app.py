@@ -119,14 +119,16 @@ class Qsync(Registry):
         return self._connections.client()
 
     def async_client(self) -> AsyncClient:
-        """Return a new client for the event loop that first uses it. Close the client, or use
-        `async with`."""
+        """Return a new client for the event loop that first uses it.
+
+        The caller closes the client, or uses it in `async with`.
+        """
         return self._connections.async_client()
 
     def server(self, mux: Mux | None = None, **config: Unpack[ServerOptions]) -> Server:
         """Return a new server for the app's tasks and periodic tasks, and the handlers of `mux`.
 
-        Takes the options of `qsync.server.config.Config`; the app's options are the defaults. The
+        Accepts the options of `qsync.server.config.Config`; the app's options are the defaults. The
         server has no handlers for tasks that are defined after this call. Raises ConfigError when
         two handlers have the same type, or an option is wrong.
         """
@@ -193,12 +195,16 @@ class Qsync(Registry):
         Raises ConfigError for an unknown event, and for "enqueued" after the first enqueue.
         """
         if check_event(event) == "enqueued" and self._connections.in_use:
-            raise ConfigError("on: the app has already enqueued a task; add hooks before that")
+            raise ConfigError(
+                "on: the app has already enqueued a task; add hooks before the first enqueue"
+            )
         return partial(self._connections.hooks.add, event)
 
     def inspector(self) -> Inspector:
-        """Return a new inspector of the queues, for one event loop. Close the inspector, or use
-        `async with`."""
+        """Return a new inspector of the queues, for one event loop.
+
+        The caller closes the inspector, or uses it in `async with`.
+        """
         return self._connections.inspector()
 
     def ping(self) -> float:

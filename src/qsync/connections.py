@@ -183,7 +183,9 @@ class Connections:
         if extension.name and any(extension.name == other.name for other in self.extensions):
             raise ConfigError(f"extend: the app already has the extension {extension.name!r}")
         if extension.around_enqueue is not None and self.in_use:
-            raise ConfigError("extend: the app has already enqueued a task; extend it before that")
+            raise ConfigError(
+                "extend: the app has already enqueued a task; extend it before the first enqueue"
+            )
         if extension.sender is not None:
             if self.sender is not None:
                 raise ConfigError("extend: the app already has an extension with a sender")
@@ -349,7 +351,7 @@ class LoopClient:
         self.client = client
         self._shared = shared
         self._guard = self._until_closed()
-        # Run the generator up to its `yield`; it awaits nothing before.
+        # Run the generator up to its `yield`; it awaits nothing before that.
         with contextlib.suppress(StopIteration):
             self._guard.asend(None).send(None)
 

@@ -147,7 +147,8 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def _rewritten(annotation: Any) -> Any:
-    """Return the annotation with `int | float` for `float` and unions that msgspec accepts."""
+    """Return the annotation with `float` replaced by `int | float`, and with unions that msgspec
+    accepts."""
     members = _members(annotation)
     if len(members) > 1:
         return _union(members)

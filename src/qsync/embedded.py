@@ -110,7 +110,7 @@ class Embedded:
             return self._socket
 
     def close(self) -> None:
-        """Stop using the store, which stops unless another process uses it."""
+        """Stop using the store. The store stops unless another process uses it."""
         with self._mutex:
             self._release()
 

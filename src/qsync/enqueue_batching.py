@@ -94,7 +94,7 @@ class Batcher(Generic[T, U]):
     def submit(self, item: T) -> Awaitable[U]:
         """Return an awaitable of the reply; the caller must await it at once.
 
-        Cancelling it affects no other caller; the item may have been sent.
+        Cancelling the awaitable affects no other caller; the item may have been sent.
         """
         loop = self._loop
         if loop is None:

@@ -53,7 +53,7 @@ def check_durability(value: object) -> Durability | None:
 
 
 def check_confirm_timeout(value: object) -> float:
-    """Return the time to wait for a confirmation, seconds.
+    """Return the time to wait for a confirmation, in seconds.
 
     Raises ConfigError unless the value is from 0.001 to 3600.
     """

@@ -113,9 +113,9 @@ class StoreUnavailable(QsyncError, ConnectionError):
 
     An enqueue that raises this error may have stored its task. To repeat the enqueue without
     running the task twice, give the task an id. The store then refuses the same id with
-    DuplicateTask, even when the task has completed, for an hour after the first enqueue
-    (`Qsync(remember_ids=...)`), unless the queue gets more than 250,000 other chosen ids in that
-    time.
+    DuplicateTask for an hour after the first enqueue (`Qsync(remember_ids=...)`), even when the
+    task has completed. The store forgets the id sooner if callers choose more than 250,000 other
+    ids in the queue in that time.
     """
 
 

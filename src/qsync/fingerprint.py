@@ -67,6 +67,7 @@ def _short(file: str) -> str:
 
 
 def mark_of(type: str, error: str, key: str | None) -> str:
-    """Return the mark of a failure: fairness key, its bytes as 4 hex digits, and fingerprint."""
+    """Return the mark of a failure: fairness key, its length in bytes as 4 hex digits, and
+    fingerprint."""
     key = key or ""
     return f"{key}{len(key.encode()):04x}{fingerprint_of(type, error).id}"

@@ -127,7 +127,7 @@ def size_parts(number: int) -> tuple[str, str]:
 
 
 def percent(progress: tuple[float, float] | None) -> str:
-    """Return the progress of a handler: `30%`, or its count if it reported no total."""
+    """Return the progress of a handler: `30%`, or the count if the handler reported no total."""
     if progress is None:
         return ""
     done, total = progress

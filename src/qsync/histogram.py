@@ -35,7 +35,8 @@ HIGH_DEVIATIONS: Final = 1.645
 """Number of standard deviations from the median of a normal distribution to its quantile HIGH."""
 
 _MARGINS: Final = {MEDIAN: 0.025, HIGH: 0.005}
-"""Minimum share of the total weight in a stored quantile's cell on either side of the quantile."""
+"""Minimum share of the total weight that a stored quantile's cell has on each side of the
+quantile."""
 
 
 def _cell_bounds() -> Iterator[float]:

@@ -22,10 +22,10 @@ class CallSequences:
     """Gives each enqueue call of a client a sender and a sequence number while the call is in
     flight.
 
-    A sender has one call in flight, so the store keeps only its last number. A client has as many
-    senders as concurrent calls. The most recently released sender is reused first, so that the
-    store soon forgets the extra senders of a burst. Threads may share this object. A forked child
-    creates new senders, since its parent keeps using the old ones.
+    A sender has at most one call in flight, so the store keeps only the number of its last call. A
+    client has as many senders as concurrent calls. The most recently released sender is reused
+    first, so that the store soon forgets the extra senders of a burst. Threads may share this
+    object. A forked child creates new senders, since its parent keeps using the old ones.
     """
 
     def __init__(self) -> None:

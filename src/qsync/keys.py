@@ -42,8 +42,8 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "failures": ("hash", "id -> failure record, opaque to the scripts"),
     "results": ("hash", "id -> result record of a completed task"),
     "unique": ("hash", "=<lock> -> <end of window, us>:<id>, and @<id> -> lock while unfinished"),
-    "keys": ("hash", "id -> fairness key, only for tasks that have one"),
-    "fairness": ("zset", "fairness key by its last order tag"),
+    "keys": ("hash", "id -> member, for tasks with a fairness key or a priority other than 5"),
+    "fairness": ("zset", "members (priority and fairness key) by their last order tag"),
     "fetches": ("hash", "<server id>[~<life>] -> last fetch: number, time, ids"),
     "calls": (
         "hash",
@@ -81,11 +81,15 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "successors": ("hash", "id of an active task -> due us, member and message of its next run"),
     "waiters": (
         "zset",
-        "limited tasks that are not in the state of their limit, by bytes: the limit that the task "
-        "waits for or @<type>, a zero byte, the order tag as 8 bytes, and perhaps the id; all "
-        "scores are 0",
+        "limited tasks, except the first waiters of a limit, in the order of their bytes: the "
+        "limit that the task waits for or @<type>, a zero byte, the order tag as 8 bytes, and "
+        "perhaps the id; all scores are 0",
     ),
-    "holds": ("hash", "id -> its limits, separated by zero bytes, of unfinished tasks not limited"),
+    "holds": (
+        "hash",
+        "id of an unfinished task that does not wait for a limit -> its limits, separated by zero "
+        "bytes",
+    ),
     "limits": (
         "hash",
         "limit -> <in use> <ready> <tat, us> <closed until, us>, and its first waiters",
@@ -228,8 +232,8 @@ class GlobalKeys:
 
     @property
     def schedule_queues(self) -> str:
-        """Key of the hash of queues with stored schedules; servers check a queue when its number
-        changes."""
+        """Key of the hash of queues with stored schedules; servers check a queue when the queue's
+        number in the hash changes."""
         return f"{self.prefix}:schedule_queues"
 
     @property
@@ -247,5 +251,6 @@ class GlobalKeys:
         return f"{self.prefix}:server:{server_id}"
 
     def inbox(self, server_id: str) -> str:
-        """Return the key of the list of orders to a server (cancel, quiet, stop); it has a TTL."""
+        """Return the key of the list of orders to a server (cancel, stack, quiet, stop); it has a
+        TTL."""
         return f"{self.prefix}:inbox:{server_id}"

@@ -64,7 +64,7 @@ class EditedOptions(StoredOptions, frozen=True, omit_defaults=True, gc=False):
     """
 
     edits: tuple[StoredEdit, ...] = msgspec.field(default=(), name="ed")
-    """Former payloads, the latest last."""
+    """Former payloads, the oldest first."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -41,7 +41,7 @@ TEXTS: Final = (PurePath, *_IP)
 
 
 def _iso(value: datetime | time) -> str | list[Any]:
-    """Return ISO 8601 text; for a value without a time zone that sets `fold`, return both."""
+    """Return ISO 8601 text, or text and `fold` if the value has no time zone and sets `fold`."""
     text = value.isoformat()
     return [text, value.fold] if value.fold and value.tzinfo is None else text
 
@@ -79,13 +79,16 @@ _DATA: Final[dict[str, tuple[type, ...]]] = {
     "bytearray": (bytes,),
     **dict.fromkeys(_CONTAINERS, (list,)),
 }
-"""Types that the data may have, by name. Constructors accept more: `bytearray(n)` takes n bytes."""
+"""Types that the data may have, by name.
+
+The constructors accept more types, e.g. `bytearray(n)`, which would allocate n bytes.
+"""
 
 _NAMES: Final = {cls: name for name, (cls, _, _) in FORMS.items()} | {
     cls: name for name, cls in _CONTAINERS.items()
 }
 CARRIED: Final[frozenset[type]] = frozenset({*LEAVES, *_NAMES, list, Ext})
-"""Types that a value keeps on arrival even without an annotation."""
+"""Types of values that keep their type on arrival even without an annotation."""
 
 
 class NotCarried(TypeError):

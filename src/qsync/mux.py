@@ -110,8 +110,9 @@ class Handler:
 class Mux:
     """Maps task types to handlers.
 
-    A handler takes a TaskInfo. An `async def` handler runs on the event loop, a `def` handler in a
-    thread. The handler's return value is the task's result; an exception makes the attempt fail.
+    A handler takes a TaskInfo. An `async def` handler runs on the event loop, and a `def` handler
+    runs in a thread. The handler's return value is the task's result; an exception makes the
+    attempt fail.
     """
 
     def __init__(self) -> None:

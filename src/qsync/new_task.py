@@ -66,7 +66,7 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     flow: FlowOptions | None = None
     """Options of flow control; None if the task has none."""
     skips: bool = False
-    """Whether the client raises no error if another task holds the unique lock."""
+    """Whether the client returns a handle, and no error, if another task holds the unique lock."""
 
 
 def with_nonce(task: NewTask, nonce: bytes) -> NewTask:

@@ -17,13 +17,14 @@ from qsync.broker.base import ends_in
 from qsync.broker.call import Call
 
 REGISTER_EVERY: Final = 60.0
-"""Interval at which a queue in use is registered again, in case the store was emptied, seconds."""
+"""Interval, in seconds, at which a queue in use is registered again, in case the store was
+emptied."""
 
 REGISTER_AGAIN: Final = 1.0
-"""Delay before a failed registration is retried, seconds."""
+"""Delay before a failed registration is retried, in seconds."""
 
 REGISTER_S: Final = 1.0
-"""Time limit for an attempt in the background, seconds; closing a client waits at most twice as
+"""Time limit for an attempt in the background, in seconds; closing a client waits at most twice as
 long."""
 
 

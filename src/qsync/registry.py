@@ -99,7 +99,8 @@ class Registry:
     ) -> Decorator: ...
 
     def task(self, name: Any = None, **settings: Any) -> Any:
-        """Make the decorated function a task: `fn.enqueue(...)` enqueues it, `fn(...)` calls it.
+        """Make the decorated function a task: `fn.enqueue(...)` enqueues a task, and `fn(...)`
+        calls the function.
 
         Use `@app.task`, or `@app.task(...)` with a name for the task type and options of Task,
         which become the defaults for each enqueue. `executor="process"` and `middleware` work as in
@@ -144,7 +145,7 @@ class Registry:
         max_wait  how long the first task of a call waits for others, in seconds or as a timedelta;
                   at most an hour. A task does not wait if its deadline would pass during the wait
 
-        The function returns None, if all tasks are done, or a list with the result of each task, in
+        The function returns None if all tasks are done, or a list with the result of each task, in
         the same order. An exception in the list fails only its task. An exception that the function
         raises, or a list of the wrong length, fails all tasks of the call. Each task has its own
         lease, attempts, retries, deadline and result. The timeout of the call is the shortest of
@@ -197,7 +198,7 @@ class Registry:
         Tasks that return to the queue (retried, recovered or handed back) are never refused. If no
         bound is passed, servers remove the bounds that an earlier version of the program set.
         Bounds that an operator sets (`qsync queue set`) override the program's. A queue with bounds
-        has layout 2, so servers whose version has no flow control do not touch it. Raises
+        has layout 2, so servers of versions without flow control do not serve it. Raises
         ConfigError if the queue already has bounds, or a value is invalid.
         """
         with at_definition():

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger("qsync.client")
 
 LINGER: Final = 1.0
-"""How long a channel stays subscribed after the last caller has gone, seconds."""
+"""How long a channel stays subscribed after the last caller has gone, in seconds."""
 
 _TICK: Final = 0.25
-"""Maximum time for which a listening thread blocks before it checks whether to stop, seconds."""
+"""Maximum time, in seconds, for which a listening thread blocks before it checks whether to
+stop."""
 
 
 READS: Final = 64

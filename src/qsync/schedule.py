@@ -277,10 +277,10 @@ def due_ticks(
 ) -> list[int]:
     """Return the ticks to enqueue now, oldest first, given the last tick that was enqueued.
 
-    For a schedule that has never ticked, `last_us` is the time at which a server first saw it. None
-    means that a server sees it for the first time now; nothing is due then. A tick that is at most
-    `grace_us` late counts as on time, and is always due; a later tick counts as missed. `missed`
-    decides what happens to missed ticks:
+    For a schedule that has never ticked, `last_us` is the time at which a server first saw it. If
+    `last_us` is None, a server sees the schedule for the first time now, and nothing is due. A tick
+    that is at most `grace_us` late counts as on time, and is always due; a later tick counts as
+    missed. `missed` decides what happens to missed ticks:
 
     * skip: none is due;
     * once: only the latest is due, and only if no other tick is on time;
@@ -339,7 +339,7 @@ def check_schedule_name(name: object, field_name: str = "name") -> str:
 def _time_zone(tz: object) -> tzinfo:
     if tz == "UTC":
         return UTC  # needs no time zone database
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # on use, to start sooner
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # imported on first use, to start sooner
 
     if not isinstance(tz, str):
         raise InvalidTask(

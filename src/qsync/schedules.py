@@ -186,8 +186,9 @@ class Schedules(_AnySchedules):
 
         Any server of the prefix enqueues the ticks, even for queues that it does not serve. Each
         tick is enqueued once. Once the call has returned, a replaced schedule has no more ticks,
-        even if it was in another queue. A new schedule enqueues no ticks from before the call. If
-        the call changes nothing, ticks that are due are kept. A paused schedule stays paused.
+        even if it was in another queue. A new schedule does not enqueue ticks from before the call.
+        If the call changes nothing, ticks that are already due are still enqueued. A paused
+        schedule stays paused.
 
         Two concurrent calls for the same name in two queues may leave a schedule in each queue; the
         next call for the name leaves only one.
@@ -266,8 +267,9 @@ class AsyncSchedules(_AnySchedules):
 
         Any server of the prefix enqueues the ticks, even for queues that it does not serve. Each
         tick is enqueued once. Once the call has returned, a replaced schedule has no more ticks,
-        even if it was in another queue. A new schedule enqueues no ticks from before the call. If
-        the call changes nothing, ticks that are due are kept. A paused schedule stays paused.
+        even if it was in another queue. A new schedule does not enqueue ticks from before the call.
+        If the call changes nothing, ticks that are already due are still enqueued. A paused
+        schedule stays paused.
 
         Two concurrent calls for the same name in two queues may leave a schedule in each queue; the
         next call for the name leaves only one.

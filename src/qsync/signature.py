@@ -314,7 +314,7 @@ class _Resolver:
         except Exception as error:
             raise ConfigError(
                 f"task {self._name!r}: the annotation of {where}, {shorten(annotation)}, cannot be "
-                f"resolved: {error}; what it names must be at the top of its module, and not "
+                f"resolved: {error}; define or import it at the top of its module, and not "
                 "under TYPE_CHECKING"
             ) from error
         return hints["it"]

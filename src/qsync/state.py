@@ -42,7 +42,7 @@ UNFINISHED = frozenset(
         TaskState.RETRY,
     },
 )
-"""States of a task that has not ended; with `unique=True` it holds its lock."""
+"""States of a task that has not ended; in these, a task with `unique=True` holds its lock."""
 
 _S = TaskState
 

@@ -42,7 +42,8 @@ PAYLOAD_LIMIT: Final = 1024 * 1024
 """Default size limit of an encoded payload, in bytes."""
 
 MAX_PAYLOAD_LIMIT: Final = 31 * 1024 * 1024
-"""Maximum size limit of an encoded payload, bytes: servers receive no message over 32 MiB."""
+"""Largest allowed size limit of a payload, in bytes, since servers receive no message over 32
+MiB."""
 
 REMEMBER_IDS: Final = 3600.0
 """Default time for which the store remembers ids that callers chose, in seconds."""
@@ -75,7 +76,7 @@ class _PositionalFields(msgspec.Struct, frozen=True, gc=False):
 class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False):
     """A task to enqueue: a type, a payload and options. Raises InvalidTask if one of them is wrong.
 
-    `payload` is bytes, or any value that msgpack can encode. Durations are seconds or a timedelta,
+    `payload` is bytes, or any value that msgpack can encode. Durations are seconds or a timedelta;
     times are aware datetimes.
 
     queue         name of the queue

@@ -8,7 +8,7 @@ from qsync.task import Task
 
 
 class TaskBuilder(Protocol):
-    """Builds tasks of types whose payload has a form of its own, e.g. those of django.tasks."""
+    """Builds tasks of types whose payload has its own format, e.g. those of django.tasks."""
 
     def build(self, type: str, value: Any) -> Task[Any] | None:
         """Return a task for arguments decoded from JSON (b"" if there are none); None if the type

@@ -43,7 +43,7 @@ ORDER_S: Final = 0.5
 learns of the cancellation when it renews the lease."""
 
 SERVERS_S: Final = 0.5
-"""Maximum time that a waiting caller spends on reading which servers are live, seconds."""
+"""Maximum time, in seconds, that a waiting caller spends on reading which servers are live."""
 
 MESSAGE_ROOM: Final = 512 * 1024
 """Estimated size in a reply, in bytes, of a task with its message; it limits a batch."""

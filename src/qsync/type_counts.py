@@ -158,7 +158,7 @@ def _stored(row: TypeCounts) -> list[int]:
 
 
 def _shares(weights: Sequence[float]) -> list[int]:
-    """Return the square root of each share as a number of STEPS; 0 if under 0.4 % of the runs."""
+    """Return the square root of each share as a number of STEPS; 0 if the share is under 0.4 %."""
     total = sum(weights) or 1
     return [round(STEPS * math.sqrt(max(0.0, weight / total))) for weight in weights]
 

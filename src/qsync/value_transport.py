@@ -32,8 +32,8 @@ class ValueTransport:
         Raises CodecError if the value would not arrive unchanged.
 
         Dates, UUIDs and similar values become text where the annotation names their type. Without
-        such an annotation, or with `tagged`, they become extensions. `sort` puts sets and dicts in
-        a fixed order.
+        such an annotation, or with `tagged`, these values become extensions. `sort` puts sets and
+        dicts in a fixed order.
         """
         try:
             steady = self._any or (self._steady and type(value) in (list, dict))

@@ -1,4 +1,4 @@
-"""Enqueue tasks and get their results: `Client` blocks, `AsyncClient` is for asyncio.
+"""Enqueue tasks and get their results: `Client` blocks, and `AsyncClient` is for asyncio.
 
 Both classes have the same methods and docstrings; change them together.
 """

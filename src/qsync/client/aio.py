@@ -45,8 +45,8 @@ patience."""
 class AsyncClient(ClientBase):
     """Enqueues tasks and returns handles that give their status and results.
 
-    A client belongs to one event loop. Close it, or use `async with`; closing the client closes
-    its broker.
+    A client belongs to one event loop. Close a client, or use it in `async with`; closing it also
+    closes its broker.
     """
 
     def __init__(
@@ -204,8 +204,8 @@ class AsyncClient(ClientBase):
         """Close the connections. Calls that wait for a result, and later calls, raise QsyncError.
 
         An AsyncClient first completes the calls in flight. Close a Client only when no other thread
-        is calling it, except to wait for a result. On `current().client` this does nothing, since
-        the server closes that client.
+        is calling it, except to wait for a result. On `current().client` this method does nothing,
+        since the server closes that client.
         """
         if self.borrowed:
             return
@@ -288,10 +288,11 @@ class AsyncClient(ClientBase):
             reply = await self._reply_to(keys, part, wait, ends)
 
     async def _enqueue_one(self, keys: QueueKeys, task: NewTask, remaining_s: float) -> Enqueued:
-        """Send a task in its own call; raise its error.
+        """Send a task in its own call; raise the error if the call fails.
 
-        A task without options is first sent as a packet. Unless the store replies that it has
-        created the task, the call is sent again in the usual form, with the same id.
+        A task without options is first sent in an encoded call, which is faster. Unless the store
+        replies that it has created the task, the call is sent again in the usual form, with the
+        same id.
         """
         call_id = self._call_sequences.take()
         try:
@@ -367,7 +368,7 @@ class AsyncClient(ClientBase):
     async def _send_call(
         self, queue: str, tasks: Sequence[NewTask], durability: Durability | None
     ) -> list[Enqueued]:
-        """Send tasks of a queue in one call; raise its error."""
+        """Send tasks of a queue in one call; raise the error if the call fails."""
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
         reply = await self._reply_to(keys, tasks, wait, ends_in(self._allowance(wait)))

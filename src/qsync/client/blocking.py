@@ -35,8 +35,8 @@ T = TypeVar("T")
 class Client(ClientBase):
     """Enqueues tasks and returns handles that give their status and results. Every call blocks.
 
-    Threads may share a client, and a forked child may keep using it. Close it, or use `with`;
-    closing the client closes its broker.
+    Threads may share a client, and a forked child may keep using it. Close a client, or use it in
+    `with`; closing it also closes its broker.
     """
 
     def __init__(
@@ -189,8 +189,8 @@ class Client(ClientBase):
         """Close the connections. Calls that wait for a result, and later calls, raise QsyncError.
 
         An AsyncClient first completes the calls in flight. Close a Client only when no other thread
-        is calling it, except to wait for a result. On `current().client` this does nothing, since
-        the server closes that client.
+        is calling it, except to wait for a result. On `current().client` this method does nothing,
+        since the server closes that client.
         """
         if self.borrowed:
             return
@@ -214,7 +214,7 @@ class Client(ClientBase):
     def _stores_at_once(self, task: NewTask, call_id: tuple[str, int]) -> bool:
         """Try to store a task with an encoded call; return whether the store has created it.
 
-        If it returns False, repeat the call as usual, with the same id.
+        If the method returns False, repeat the call as usual, with the same id.
         """
         packet = self._packet(self._keys(task.queue), task, call_id)
         return packet is not None and self._broker.converse(packet, CREATED_REPLY)
@@ -222,7 +222,7 @@ class Client(ClientBase):
     def _send_call(
         self, queue: str, tasks: Sequence[NewTask], durability: Durability | None
     ) -> list[Enqueued]:
-        """Send tasks of a queue in one call; raise its error."""
+        """Send tasks of a queue in one call; raise the error if the call fails."""
         call_id = self._call_sequences.take()
         try:
             return self._send_as(call_id, queue, tasks, durability)
@@ -236,7 +236,7 @@ class Client(ClientBase):
         tasks: Sequence[NewTask],
         durability: Durability | None,
     ) -> list[Enqueued]:
-        """Send tasks of a queue in the call with this id; raise its error."""
+        """Send tasks of a queue in the call with this id; raise the error if the call fails."""
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
         sender, number = call_id

@@ -261,7 +261,7 @@ class Auditor:
             if part.unmarked and not first:
                 damages.append(Damage("layout lost", keys.queue, ""))
             if part.uncounted:
-                report.unknown.append(f"the counts of limits of queue {keys.queue}: too many tasks")
+                report.unknown.append(f"the limit counts of queue {keys.queue}: too many tasks")
             first, more = first + 500, part.more
         order = list(MEANINGS).index
         return sorted(damages, key=lambda damage: order(damage.kind))

@@ -142,11 +142,10 @@ class Inspector(
     _EventsMixin,
     _MonitoringMixin,
 ):
-    """Reads and changes the queues of a prefix. Create one with `app.inspector()`.
-
-    Use it in one event loop; close it with `aclose()`, or use `async with`. The returned values are
-    frozen and can be passed to `msgspec.json.encode`; their strings come from users and are not
-    escaped.
+    """Reads and changes the queues of a prefix. Create an inspector with `app.inspector()`. Use an
+    inspector in one event loop, and close it with `aclose()` or use `async with`. The returned
+    values are frozen and can be passed to `msgspec.json.encode`; their strings come from users and
+    are not escaped.
 
     Every call may raise StoreUnavailable. A call raises ConfigError if the store user lacks the
     permission (`qsync acl reader` is enough to read, `qsync acl admin` to change), and InvalidTask

@@ -46,7 +46,7 @@ QUEUE_SCANS: Final = 10
 
 MAX_RATE_WINDOW_S: Final = 60.0
 MIN_RATE_WINDOW_S: Final = 0.2
-"""Longest and shortest time between the two readings that a rate is computed from, seconds."""
+"""Longest and shortest time, in seconds, between the two readings that a rate is computed from."""
 
 RECORD_S: Final = 1.0
 """Time limit for recording an action, in seconds."""
@@ -151,7 +151,8 @@ class Base:
 
         For a django.tasks task of the app, the arguments (a list or an object) are checked and
         encoded as the program does; for any other type, they are the payload. Raises InvalidTask if
-        the arguments do not match the task's parameters. `queue` is by default the task's own.
+        the arguments do not match the task's parameters. The default of `queue` is the task's own
+        queue.
         """
         for builder in self._builders:
             task = builder.build(type, arguments)

@@ -32,8 +32,8 @@ class _BoundsMixin(_LiveServersMixin):
 
         None means no such bound. Nothing is removed from a queue that exceeds a bound. Setting
         `max_bytes` for the first time reads the size of each message, which takes about a second
-        per million messages. From then on the queue has layout 2, and servers whose version has no
-        flow control stop. Raises InvalidTask for an invalid bound.
+        per million messages. From then on the queue has layout 2, and servers of versions without
+        flow control stop serving it. Raises InvalidTask for an invalid bound.
         """
         bounds = bounds_of(max_tasks=max_tasks, max_bytes=max_bytes, when_full=when_full)
         if not await self._is_queue(queue):

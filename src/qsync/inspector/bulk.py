@@ -60,8 +60,8 @@ class _BulkMixin(_TasksMixin):
     async def run_waiting(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Read up to 250 scheduled or retry tasks, and run those that match now; steps as in
-        `run_dead`.
+        """Read up to 250 scheduled or retry tasks, and run those that match at once; for further
+        steps, see `run_dead`.
 
         Tasks that are enqueued or fail after the first step are skipped.
         """
@@ -78,7 +78,8 @@ class _BulkMixin(_TasksMixin):
     async def retry_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Read up to 250 tasks, and move those that match to pending; steps as in `run_dead`.
+        """Read up to 250 tasks, and move those that match to pending; for further steps, see
+        `run_dead`.
 
         The state is dead, retry or scheduled.
         """
@@ -110,13 +111,15 @@ class _BulkMixin(_TasksMixin):
     async def delete_dead(
         self, queue: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Read up to 250 dead tasks, and delete those that match; steps as in `run_dead`."""
+        """Read up to 250 dead tasks, and delete those that match; for further steps, see
+        `run_dead`."""
         return await self.delete_matching(queue, TaskState.DEAD, filter, cursor=cursor)
 
     async def delete_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Read up to 250 tasks of a state, and delete those that match; steps as in `run_dead`.
+        """Read up to 250 tasks of a state, and delete those that match; for further steps, see
+        `run_dead`.
 
         Running tasks have to be cancelled first.
         """
@@ -137,7 +140,8 @@ class _BulkMixin(_TasksMixin):
     async def cancel_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Read up to 250 tasks of a state, and cancel those that match; steps as in `run_dead`.
+        """Read up to 250 tasks of a state, and cancel those that match; for further steps, see
+        `run_dead`.
 
         A running task counts as done when its server has been told to stop it.
         """
@@ -154,7 +158,10 @@ class _BulkMixin(_TasksMixin):
     async def count_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Read up to 250 tasks of a state; count matches as `done`. Steps as in `run_dead`."""
+        """Read up to 250 tasks of a state; count matches as `done`.
+
+        For further steps, see `run_dead`.
+        """
         part = await self._part(queue, check_state(state), filter, read_cursor(cursor))
         return Step(
             scanned=part.scanned, done=len(part.rows), unread=part.unread, cursor=part.cursor

@@ -96,7 +96,8 @@ class _CompositionMixin(_LiveServersMixin):
         return Change(outcome="done")
 
     async def key_shares(self, queue: str = "default") -> KeyShares:
-        """Return the fairness keys of pending tasks: all of up to 200 tasks, or a sample."""
+        """Return the fairness keys of all pending tasks if there are at most 200, or else of a
+        sample."""
         call = bounds_ops.sample_keys(self._keys(queue), count=KEYS_SAMPLED)
         pending, keys = await self._broker.run(call)
         counts = Counter(key for key in keys if key)

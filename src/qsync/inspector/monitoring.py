@@ -19,7 +19,7 @@ SMALL_SAMPLE: Final = 20
 SAMPLED: Final = 5000
 """Number of tasks read per state of a queue: normally SAMPLE.
 
-With many queues, it falls to about SAMPLED divided by the number of queues, but not below
+With many queues, the number falls to about SAMPLED divided by the number of queues, but not below
 SMALL_SAMPLE.
 """
 
@@ -72,8 +72,8 @@ class _MonitoringMixin(Base):
         """Return the types of pending and dead tasks, and the last runs of schedules, per queue.
 
         Reads up to 200 tasks of each state and up to 500 schedules of each queue, so that long
-        queues cost no more than short ones. With more queues, it reads less of each queue, but at
-        least 20 tasks and 20 schedules.
+        queues cost no more than short ones. With more queues, the method reads less of each queue,
+        but at least 20 tasks and 20 schedules.
         """
         tasks = min(SAMPLE, max(SMALL_SAMPLE, SAMPLED // max(1, len(queues))))
         schedules = max(FEW_SCHEDULES, SCHEDULES // max(1, len(queues)))

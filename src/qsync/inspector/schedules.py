@@ -49,7 +49,7 @@ class _SchedulesMixin(Base):
         self._stored = AsyncSchedules(broker, prefix, PAYLOAD_LIMIT, lambda: None)
 
     async def schedules(self, *, prefix: str = "") -> list[ScheduleInfo]:
-        """Return the schedules whose names begin with `prefix`, of all queues, by queue and name.
+        """Return all queues' schedules whose names begin with `prefix`, sorted by queue and name.
 
         Returns at most a thousand published and a thousand stored schedules per queue. If no prefix
         is passed, the stored schedules are those that are due first.

@@ -61,7 +61,7 @@ class SearchPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SearchStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a bulk change to the tasks that a search finds: their state and number.
+    """One step of a bulk change to the tasks that a search finds: the tasks' state, and the result.
 
     The cursor of `step` continues with the next part, queue or state.
     """

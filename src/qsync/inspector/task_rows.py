@@ -56,8 +56,8 @@ class DecodedTask:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Fingerprint of the last error; its id is read from the failure record's mark if it has
-        one."""
+        """Fingerprint of the last error; its id is read from the failure record's mark if the
+        record has one."""
         error = self.error or ""
         fingerprint = fingerprint_of(self.message.type if self.message else "", error)
         mark = self.failure.mark if error == self.failure.error else ""

@@ -151,9 +151,9 @@ class _TasksMixin(Base):
     async def cancel(self, id: str, *, queue: str = "default") -> Change:
         """Cancel a waiting task, or tell the server of a running task to stop it (outcome `told`).
 
-        If the message reaches the server, the server stops the handler at once; otherwise it does
-        so at its next lease renewal, within a third of the lease. The outcome is `too_late` if the
-        task has ended.
+        If the message reaches the server, the server stops the handler at once; otherwise, the
+        server stops it at the next lease renewal, within a third of the lease. The outcome is
+        `too_late` if the task has ended.
         """
         return await self._cancel(id, queue, self._actor.event("task.cancel"))
 

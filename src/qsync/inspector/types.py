@@ -103,8 +103,8 @@ class _TypesMixin(Base):
         """Return the runs of a type in the last `1h`, `24h`, `7d` or `90d`, with one point per
         step.
 
-        Servers report every 15 seconds. Minutes are kept for 48 hours, hours for 90 days. If no
-        server has reported the type, no point has counts.
+        Servers report every 15 seconds. Counts by minute are kept for 48 hours, and counts by hour
+        for 90 days. If no server has reported the type, no point has counts.
         """
         _check_period(period, PERIODS)
         check_type(type)
@@ -136,7 +136,8 @@ class _TypesMixin(Base):
     async def _history(
         self, queue: str, fields: Sequence[str], type_ids: dict[str, int]
     ) -> TypeHistory:
-        """Read fields of the statistics, and the reports that are not merged into them yet."""
+        """Read fields of the statistics, and the reports that have not been merged into the fields
+        yet."""
         keys, at_once = self._keys(queue), type_ops.FIELDS_READ
         unique = list(dict.fromkeys(fields))
         calls = [

@@ -246,7 +246,7 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
                   call
     snoozes       number of times that its handler asked to run later
     message_error   why the message cannot be read
-    edits         up to the last five edits of the payload, the latest last
+    edits         up to the last five edits of the payload, the oldest first
     begun_at      for a completed task: when the handler began, by the clock of its server
     """
 

@@ -73,8 +73,8 @@ class CallingThread:
         return True
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run the coroutine on the session's event loop, and submitted calls here; return its
-        value."""
+        """Run the coroutine on the session's event loop, and submitted calls in this thread; return
+        the coroutine's value."""
         done = run_on_loop(self._ended(coroutine))
         try:
             while (call := self._calls.get()) is not None:

@@ -52,7 +52,7 @@ def inline(app: Qsync) -> Iterator[None]:
     enqueue runs `def` handlers in the calling thread; `await enqueue()` runs them in another
     thread. Tasks run at once, even with a `delay`. There are no retries: the enqueue raises the
     error of the handler, including a Snooze. Unique locks, timeouts, schedules and the lifespan
-    have no effect. Handlers with `executor="process"` run in a thread. A batch handler gets one
+    have no effect. Handlers with `executor="process"` run in a thread. A batch handler receives one
     task per call. The handle has a result if the task has a retention. `current().state` comes from
     `qsync.testing.context` around the block.
     """

@@ -92,7 +92,7 @@ class Scaler:
         self._samples: deque[ScaleSample] = deque()
 
     def add(self, sample: ScaleSample) -> None:
-        """Add a sample; if counters went back (the store lost its data), discard earlier ones."""
+        """Add a sample; if counters decreased (the store lost its data), discard earlier ones."""
         last = self._samples[-1] if self._samples else sample
         if sample.finished < last.finished or sample.enqueued < last.enqueued:
             self._samples.clear()

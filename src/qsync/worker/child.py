@@ -1,4 +1,4 @@
-"""The child process of `qsync worker`, which runs one server as its parent orders.
+"""The child process of `qsync worker`, which runs the server that its parent describes.
 
     python -m qsync.worker.child FD
 
@@ -60,7 +60,7 @@ class Parent:
         return order
 
     def watch(self) -> None:
-        """Start the thread that answers the parent, and stop this process when the parent dies."""
+        """Start the thread that answers the parent and stops this process when the parent dies."""
         threading.Thread(target=self._answer_until_end, name="qsync-parent", daemon=True).start()
 
     def _answer_until_end(self) -> None:

@@ -28,7 +28,7 @@ _STATM: Final = Path("/proc/self/statm")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Number of tasks and memory in bytes at which a process is replaced; None means no limit."""
+    """Number of tasks, and memory in bytes, at which a process is replaced; None means no limit."""
 
     max_tasks: int | None = None
     max_memory: int | None = None

@@ -1,6 +1,6 @@
 """The health port of `qsync worker`: /live, /ready, /startup, /metrics and /scale.
 
-The parent serves it from a separate thread and asks all its processes for their health.
+The parent serves the port from a separate thread and asks all its processes for their health.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ class HealthPort:
         self._asked = None
 
     async def _ask(self) -> list[ProcessHealth]:
-        """Ask on the parent's event loop; if that does not respond, report the parent as silent."""
+        """Ask on the parent's event loop; if the loop does not respond, report the parent as
+        silent."""
         if self._supervisor is None or self._loop is None:
             return [ProcessHealth(0, 0, None, ended="has not started yet")]
         question = self._supervisor.ask(PROCESSES_TIMEOUT_S)

@@ -1,7 +1,8 @@
 """A minimal HTTP server with its own thread and event loop, so it responds while other threads
 block.
 
-It serves GET and HEAD, one request per connection, with limits on size, time and connections.
+The server supports GET and HEAD, one request per connection, with limits on size, time and
+connections.
 """
 
 from __future__ import annotations

@@ -245,5 +245,5 @@ def _is_plain(value: object) -> bool:
 
 
 def escape(text: str) -> str:
-    """Escape unprintable characters: the text becomes one line that is safe in a terminal."""
+    """Escape unprintable characters, so that the text is one line that is safe in a terminal."""
     return printable(text)

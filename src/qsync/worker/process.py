@@ -40,7 +40,7 @@ from qsync.server.metrics import MetricRow
 log: Final = logging.getLogger("qsync.worker")
 
 FIRST_S: Final = 1.0
-"""Time after a child is ready in which an error still counts as a failure to start, in seconds."""
+"""Time after a child is ready, in seconds, in which an error still counts as a failure to start."""
 
 LINE_LIMIT: Final = 16 * 1024 * 1024
 """Maximum size of one report, in bytes; a list of imported files can be long."""
@@ -178,7 +178,8 @@ class Child:
             self._is_ready()
 
     async def wait(self) -> int:
-        """Wait until the child ends; return its exit code, or the negated number of a signal."""
+        """Wait until the child ends; return its exit code, or the negated number of the signal that
+        killed it."""
         if self._process is None:
             raise RuntimeError("the process has not been started")
         self.code = await self._process.wait()
