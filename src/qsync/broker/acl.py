@@ -58,7 +58,7 @@ _COMMAND: Final = re.compile(r"redis\.p?call\(\s*'([A-Z]+)'(?:, '([A-Z]+)')?")
 
 @cache
 def scripts() -> tuple[str, ...]:
-    """Return the names of all scripts, sorted."""
+    """Return the sorted names of all scripts."""
     names = (entry.name for entry in (files("qsync.broker") / "lua").iterdir())
     return tuple(sorted(name.removesuffix(".lua") for name in names if name.endswith(".lua")))
 
@@ -86,7 +86,8 @@ def commands(role: Role, *, old: bool = False) -> tuple[str, ...]:
 
 
 def shortfall(refused: Iterable[str], prefix: str) -> str:
-    """Return a message about refused commands, with the ACL SETUSER rule for missing channels."""
+    """Return a message that names the refused commands, and the ACL SETUSER rule for channels that
+    are missing."""
     commands = sorted(set(refused) - CHANNELS)
     channels = sorted(set(refused) & CHANNELS)
     missing = []
@@ -99,7 +100,7 @@ def shortfall(refused: Iterable[str], prefix: str) -> str:
 
 
 def _command(name: str, part: str) -> str:
-    """Return a command's name as ACL rules write it, e.g. `memory|usage` for a subcommand."""
+    """Return a command's name in the form of ACL rules, e.g. `memory|usage` for a subcommand."""
     return f"{name}|{part}".lower() if part else name.lower()
 
 

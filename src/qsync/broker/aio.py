@@ -57,7 +57,8 @@ RECONNECT_S: Final = 0.1
 
 
 class AsyncBroker(BaseBroker["AioPool"]):
-    """Runs calls on the store from one event loop. It has up to `connections` connections."""
+    """Runs calls on the store from one event loop. A broker opens up to `connections`
+    connections."""
 
     def __init__(
         self,
@@ -339,7 +340,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
             learning.exception()  # mark the error as retrieved: all callers may have given up
 
     async def _ask_nodes(self, slots: SlotMap) -> Node:
-        """Fetch the slot map; ask another node as well each time MAP_S passes without a reply."""
+        """Fetch the slot map; each time MAP_S passes without a reply, also ask another node."""
         error: Exception = redis_errors.TimeoutError("no node of the cluster returned the slot map")
         asked: dict[asyncio.Task[list[Any]], Node] = {}
         nodes = slots.candidates()
@@ -399,7 +400,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
             raise
         if connection.error is not None:
             await pool.discard(connection)
-            await pool.discard_all()  # idle connections to the same node may be dead as well
+            await pool.discard_all()  # idle connections to the same node may be dead too
             return replies
         pool.release(connection)
         if is_demoted(replies):
@@ -413,7 +414,8 @@ class AsyncBroker(BaseBroker["AioPool"]):
     def _recent_refusal(self, pool: AioPool) -> Exception | None:
         """Return the error of a connection attempt that failed within the last RECONNECT_S.
 
-        This limits the attempts to one per RECONNECT_S, however many calls wait for the store.
+        This limits connection attempts to one per RECONNECT_S, even if many calls wait for the
+        store.
         """
         refused, now = self._refused.get(pool), time.monotonic()
         if refused is None:

@@ -29,7 +29,7 @@ class AioPool:
         self.available: int = connections
         """Number of connections that callers may still take; if 0, the next caller waits."""
         self._queue: deque[asyncio.Future[None]] = deque()
-        """Callers that wait for a connection, first come, first served."""
+        """Callers that wait for a connection, in the order in which they are served."""
         self._answered = -LINE_S
         """Time of the store's last reply, by the loop's clock."""
         self._closed = False
@@ -112,7 +112,8 @@ class AioPool:
         await self._pool.release(connection.raw)
 
     async def _wait_for_turn(self, seconds: float) -> float:
-        """Wait for a turn; return how many seconds are left to open or take a connection."""
+        """Wait until this caller may take or open a connection; return how many seconds are left
+        for that."""
         loop = asyncio.get_running_loop()
         ends, late = loop.time() + seconds, False
         turn = loop.create_future()

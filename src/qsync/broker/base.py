@@ -131,7 +131,7 @@ class BaseBroker(Generic[PoolT]):
         return delay
 
     def _decode(self, replies: Sequence[Any], calls: Sequence[Call[T]]) -> list[T | QsyncError]:
-        """Decode the replies and translate the store's errors into qsync's."""
+        """Decode the replies, and translate the store's errors into qsync's exceptions."""
         decoded: list[Any] = [
             self._decode_one(reply, call) for reply, call in zip(replies, calls, strict=True)
         ]
@@ -166,7 +166,7 @@ def ends_in(patience: float | None) -> float:
 
 
 def exchange_end(ends: float, read_timeout: float, *, used: bool) -> float | None:
-    """Return the time at which an exchange times out; None when the read timeout suffices.
+    """Return the time at which an exchange times out; None if the read timeout ends it soon enough.
 
     A used connection may have died while idle, so it gets half of the remaining time; the other
     half is for another attempt.

@@ -136,7 +136,8 @@ class Broker(BaseBroker["Pool"]):
         return bool(self._run_exchanges(pool, probe_durability(durability, self.address), ends))
 
     def ping(self) -> float:
-        """Measure a round trip, in seconds; raise StoreUnavailable if there is no reply."""
+        """Measure the duration of a round trip, in seconds; raise StoreUnavailable if there is no
+        reply."""
         forks.notice()
         began = time.perf_counter()
         ends = min(ends_in(self._read_timeout), ends_in(self.patience))
@@ -206,7 +207,8 @@ class Broker(BaseBroker["Pool"]):
                 self._address_of(node), connections=limit, read_timeout=timeout
             )
             pool = Pool(client, connections=limit, read_timeout=timeout)
-            # If two threads get here at the same time, the second one uses the pool of the first.
+            # If two threads create a pool at the same time, the second thread uses the pool of the
+            # first.
             pool = self._pools.setdefault(node, pool)
         return pool
 
@@ -276,7 +278,8 @@ class Broker(BaseBroker["Pool"]):
     def _load_slot_map(self, slots: SlotMap, ends: float) -> Node:
         """Fetch the cluster's slot map; return the node that replied.
 
-        Each node gets MAP_S to reply; if all fail, each gets the whole read timeout.
+        Each node has MAP_S to reply. If none replies, all are asked again with the whole read
+        timeout.
         """
         error: Exception = redis_errors.TimeoutError("no time left to fetch the cluster's slot map")
         for limit in (MAP_S, self._read_timeout):

@@ -1,8 +1,8 @@
 """Connections of a blocking broker: one exchange at a time, with a time limit each.
 
 redis-py opens and closes the connection, which includes TLS, credentials and the database. In
-between, a `SocketConnection` uses the connection's socket with a parser of its own, since
-redis-py's reading and writing take more CPU time than the rest of an enqueue.
+between, a `SocketConnection` uses the connection's socket with its own parser, since reading and
+writing through redis-py would take more CPU time than the rest of an enqueue.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ WARM_S: Final = 0.02
 whether the store has closed the connection takes a system call."""
 
 KERNEL_WAIT_S: Final = 0.01
-"""How long a read waits in the kernel before it polls, in seconds. Most replies come sooner, and
-then the read is one system call. The time is short, since the wait begins again after each
-signal."""
+"""How long a read waits in the kernel before it polls, in seconds. Most replies arrive within this
+time, and then the read is one system call. The time is short because a signal restarts the wait."""
 
 _READ_SIZE: Final = 64 * 1024
 _MORE: Final = object()
@@ -88,7 +87,7 @@ class SocketConnection:
         sock.settimeout(self._usual_timeout)
 
     def is_usable(self) -> bool:
-        """Return whether the idle connection is open and has received no unexpected data."""
+        """Return whether the idle connection is open and no unexpected data have arrived on it."""
         try:
             return not self._poll(0) and (self._pending is None or not self._pending())
         except (OSError, ValueError):
@@ -100,7 +99,7 @@ class SocketConnection:
         until: float | None,
         overlap: Callable[[], None] = noop,
     ) -> list[Any]:
-        """Send the commands; return one reply per command, the store's error replies included.
+        """Send the commands; return one reply per command, including the store's error replies.
 
         `overlap` is called once the commands are sent. If the connection breaks or `until` passes,
         `error` is set, and the same error replaces each missing reply. If `until` is None, each
@@ -223,7 +222,7 @@ class LibraryConnection:
         _limit_socket(connection, timeout)
 
     def is_usable(self) -> bool:
-        """Return whether the idle connection is open and has received no unexpected data."""
+        """Return whether the idle connection is open and no unexpected data have arrived on it."""
         try:
             return not self.raw.can_read()
         except (failures.ConnectionError, failures.TimeoutError, OSError):

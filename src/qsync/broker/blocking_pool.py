@@ -152,11 +152,13 @@ class Pool:
     def _forget(self) -> None:
         """Empty the pool; a forked child must not use its parent's connections and locks."""
         self._free: list[SocketConnection | LibraryConnection | None] = [None] * self._connections
-        """One None per connection that may still be opened, followed by the idle connections, of
-        which the last used one is at the end. Threads take and return entries without a lock."""
+        """One None per connection that may still be opened, followed by the idle connections. The
+        most recently used connection is at the end. Threads take and return entries without a
+        lock."""
         self._freed = threading.Condition()
         self._waiting = 0
-        """Number of threads that wait for a connection; changed under the condition."""
+        """Number of threads that wait for a connection; it is changed only while the condition is
+        held."""
 
 
 def _forget_all() -> None:

@@ -45,7 +45,8 @@ def queue_bounds(keys: QueueKeys) -> Call[QueueBounds]:
 
 
 def counted_bytes(keys: QueueKeys) -> Call[tuple[int | None, int]]:
-    """Return the size of all messages as recorded (None if not recorded) and as counted now."""
+    """Return the recorded size of all messages (None if it is not recorded), and their actual
+    size."""
 
     def decode(fields: dict[str, Any]) -> tuple[int | None, int]:
         return None if fields["recorded"] < 0 else fields["recorded"], fields["counted"]
@@ -97,7 +98,7 @@ def weights(
 def sample_keys(keys: QueueKeys, *, count: int) -> Call[tuple[int, list[str]]]:
     """Read the number of pending tasks, and the fairness keys of `count` of these tasks.
 
-    A task without a fairness key has the key "".
+    The key is "" for a task without a fairness key.
     """
 
     def decode(reply: Any) -> tuple[int, list[str]]:

@@ -89,17 +89,18 @@ def bounded(items: Sequence[T]) -> Sequence[T]:
 
 
 def now_argument(now_us: int | None) -> Argument:
-    """Return the argument `now` for a script; it is empty for the store's clock."""
+    """Return the argument `now` for a script; it is empty if the script should use the store's
+    clock."""
     return "" if now_us is None else now_us
 
 
 def text_of(value: bytes) -> str:
-    """Decode a value from the store; invalid UTF-8 is escaped and never raises."""
+    """Decode a value from the store; escape invalid UTF-8 instead of raising an error."""
     return value.decode(errors="backslashreplace")
 
 
 def texts_of(reply: Any) -> list[Any]:
-    """Decode a list of strings. The caller states their type, e.g. literals."""
+    """Decode a list of strings. The caller states the type of the strings, e.g. a Literal."""
     return [text_of(outcome) for outcome in reply]
 
 

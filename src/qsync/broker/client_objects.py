@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         | redis.cluster.RedisCluster
         | redis.asyncio.cluster.RedisCluster
     )
-else:  # not imported here: the owner of a client has imported its library
+else:  # not imported here: whoever created the client has imported its library
     AnyClient = Any
 
 _LIBRARIES: Final = ("redis", "valkey")
@@ -137,7 +137,8 @@ def _tls(kind: Any, kwargs: Mapping[str, Any]) -> bool:
 
 
 def _settings(client: Any, kwargs: Mapping[str, Any], *, tls: bool) -> dict[str, Any]:
-    """Return the settings to copy; raise ValueError for a setting that would be dropped."""
+    """Return the settings to copy; raise ValueError for a setting that qsync cannot copy or
+    replace."""
     settings: dict[str, Any] = {}
     usual = _usual(client)
     for name, value in kwargs.items():

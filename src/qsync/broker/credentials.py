@@ -26,7 +26,7 @@ class CredentialProvider(Protocol):
 class CheckedProvider:
     """Asks a provider for credentials; an error that it raises becomes an error of the connection.
 
-    So qsync asks again until the patience of the call ends, as for an unreachable store.
+    As for an unreachable store, qsync asks again until the patience of the call ends.
     """
 
     def __init__(self, provider: CredentialProvider) -> None:

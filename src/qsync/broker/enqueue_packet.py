@@ -30,7 +30,7 @@ def pack_enqueue(keys: QueueKeys, task: NewTask, sender: str, number: int) -> by
 
 @lru_cache(maxsize=1024)
 def _head(base: str, sender: str) -> bytes:
-    """Return the request up to the number of the call."""
+    """Return the part of the request that precedes the number of the call."""
     from qsync.broker.protocol import pack_begin  # imports redis-py
 
     script = load("enqueue_one")

@@ -16,7 +16,7 @@ from qsync.errors import ConfigError, QsyncError, QueueFull, SchemaMismatch, Sto
 
 
 class mapped_errors:
-    """Raise library errors in the block as qsync's exception for the store at `address`.
+    """Convert library errors in the block to qsync's exceptions for the store at `address`.
 
     `on_error` is called with the error first; an `async with` block awaits its result.
     """
@@ -71,7 +71,7 @@ class Fault(Enum):
 
 
 _OTHER_PROTOCOL: Final = "the answer is not in the Redis protocol"
-"""First words of the error if the first reply on a new connection is of another protocol."""
+"""First words of the error if the first reply on a new connection is in another protocol."""
 
 _CLOSED: Final = "it closed the connection before it answered"
 """First words of the error if the other side closed a new connection without a reply."""
@@ -208,7 +208,7 @@ def is_unsupported(error: BaseException | None) -> bool:
 def lacks_command(error: QsyncError) -> bool:
     """Return whether the error means that the store lacks a command or forbids it to the user.
 
-    A refused user or password, which refuses all commands, does not count.
+    Errors about the user or password do not count, although the store then refuses all commands.
     """
     cause = error.__cause__
     if cause is None or is_unsupported(cause):

@@ -17,7 +17,8 @@ COUNTED_MOST: Final = 250
 
 
 class CountedError(NamedTuple):
-    """One error: its fingerprint, the number of failed tasks, and its first and last time in us."""
+    """One error: its fingerprint, the number of tasks that failed with it, and the times of the
+    first and last failure in us."""
 
     fingerprint: str
     number: int
@@ -31,7 +32,7 @@ class CountedError(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ErrorCounts:
-    """Counts of some of the failed tasks in a state, the latest first.
+    """Counts of failed tasks by error, for a part of a state; the latest tasks come first.
 
     The part ends before a task whose record has no mark. Such a task is next if `read` is 0 and
     `more` is true.

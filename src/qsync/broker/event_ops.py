@@ -28,7 +28,7 @@ _TEXT_BYTES: Final = {"by": 128, "subject": 256, "detail": 512}
 
 
 class EventRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A caller's description of an action; opaque to the scripts."""
+    """A caller's description of an action, which the scripts store without reading it."""
 
     action: str
     by: str = ""

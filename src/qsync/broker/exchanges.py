@@ -1,7 +1,7 @@
 """The exchanges of calls, durability waits and probes, as generators without I/O.
 
-A generator yields the commands of one exchange on a connection, and receives their replies, errors
-included. Both brokers run the same generators.
+A generator yields the commands of one exchange on a connection, and receives their replies,
+including errors. Both brokers run the same generators.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Exchanges = Generator[list[Command], list[Any], Any]
 ClusterSteps = Generator[str | tuple[Node, Exchanges], Any, Any]
 
 REDIRECTIONS = 5
-"""Maximum number of nodes to which one try of a call is sent."""
+"""Maximum number of nodes to which one attempt of a call is sent."""
 
 
 def evalsha(call: Call[Any]) -> Command:
@@ -35,7 +35,8 @@ def evalsha(call: Call[Any]) -> Command:
 
 
 def eval_(call: Call[Any]) -> Command:
-    """Return the command that runs a script by its text, for a store that does not have it yet."""
+    """Return the command that runs a script by its text, for a store that has not loaded the script
+    yet."""
     return ("EVAL", call.script.text, len(call.keys), *call.keys, *call.args)
 
 
@@ -140,7 +141,7 @@ def in_cluster(slots: SlotMap, call: Call[Any], flow_queues: set[str]) -> Cluste
     """Make a call on the node that holds its keys, following redirections; return its reply.
 
     Yields a key and receives the node that holds it, or yields a node with exchanges and receives
-    their return value. Variants are chosen as in `send_calls`.
+    their return value. This function chooses the variants of scripts as `send_calls` does.
     """
     call = _adapted(call, flow_queues)
     reply = yield from _on_holder(slots, call)

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 
 def spared_crashes(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, int]:
-    """Return the number of crashes that did not count, by id, for tasks that have such crashes."""
+    """Return, by task id, the number of crashes that did not count against the task; tasks without
+    such crashes are left out."""
     counts = {}
     for id, text in zip(ids, crashes, strict=True):
         if text and (match := _SPARED.match(text)):
@@ -17,7 +18,7 @@ def spared_crashes(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, i
 
 
 def runnable_times(ids: list[bytes], texts: list[bytes | None]) -> dict[str, int]:
-    """Return, by id, the time in each text `@<us>`; skip other texts, which are progress."""
+    """Return the time in each text `@<us>`, by task id; skip other texts, which hold progress."""
     return {
         id.decode(): int(text[1:])
         for id, text in zip(ids, texts, strict=True)
@@ -26,9 +27,10 @@ def runnable_times(ids: list[bytes], texts: list[bytes | None]) -> dict[str, int
 
 
 def only_tasks(ids: Any, *beside: Any) -> Iterator[list[Any]]:
-    """Return the lists of a batch, padded to equal length, without entries with an impossible id.
+    """Return the lists of a batch, padded to equal length; leave out entries whose id is not a
+    valid task id.
 
-    Such entries come from outside qsync; recovery deletes them once their lease expires.
+    Only other programs create invalid ids; recovery deletes them once their lease expires.
     """
     lists = [ids, *(column or [None] * len(ids) for column in beside)]
     together = b"".join(ids).decode(errors="replace")

@@ -1,8 +1,8 @@
 """The operations on limits: their rules, states, holders and waiters.
 
-A rule applies to a name; an operator's rule may also apply to a single limit. The first of these
-rules that exists applies: an operator's for this limit, an operator's for its name, the program's.
-Without a rule, a limit is unlimited.
+A rule applies to a name; an operator's rule may also apply to a single limit. If several rules
+exist, an operator's rule for this limit comes first, then an operator's rule for its name, then the
+program's rule. Without a rule, a limit is unlimited.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class StoredOperatorRule:
 
 @dataclass(frozen=True, slots=True)
 class LimitState:
-    """How much of a limit is in use, at one moment."""
+    """How much of a limit is in use at a given moment."""
 
     limit: str
     in_use: int
@@ -45,7 +45,7 @@ class LimitState:
     """Time until which no task starts; None if the limit is not closed."""
     opens_at_us: int | None
     """Time at which the first waiter can be tried; None if no task waits, or if the waiters need a
-    slot."""
+    free slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def set_limit(
 ) -> Call[int]:
     """Store an operator's rule for a name or limit, or remove it (None); return 1 if it changed.
 
-    A lower rule stops no running task; a higher one lets waiters start.
+    A lower rule does not stop running tasks; a higher rule lets waiters start.
     """
     packed = b"" if rule is None else _packed(rule)
     return _put_rules(keys, {limit: packed}, by or "operator", now_us)
@@ -137,7 +137,8 @@ def list_limits(
 def get_limit(
     keys: QueueKeys, limit: str, *, id: str = "", now_us: int | None = None
 ) -> Call[LimitDetail]:
-    """Read one limit; if `id` is that of a limited task, also read its place among the waiters."""
+    """Read one limit; if `id` belongs to a limited task, also read the task's place among the
+    waiters."""
 
     def decode(fields: dict[str, Any]) -> LimitDetail:
         now, program = int(fields["now"]), _rule(fields["program"])
@@ -169,7 +170,7 @@ class LimitDamage:
     more: bool
     """Whether there are more parts."""
     uncounted: bool
-    """Whether there are too many tasks with limits to count them."""
+    """Whether the audit did not check counts, because too many tasks have limits."""
     unmarked: bool
     """Whether the queue has tasks with limits but is not marked with the layout for them."""
 

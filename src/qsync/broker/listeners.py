@@ -37,7 +37,7 @@ BLOCKING_READ_GRACE_S: Final = 2.0
 """How late the reply to a blocking read may be before its connection counts as dead, in seconds."""
 
 IDLE_S: Final = 5.0
-"""Time without messages after which a subscription pings the store, in seconds."""
+"""How long a subscription waits for messages before it pings the store, in seconds."""
 
 
 class Source(Protocol):
@@ -119,7 +119,7 @@ class Subscription:
                 reply = self._connection.read_response()
             except failures.ResponseError as error:
                 reply = error
-        except redis_errors.LIBRARY_ERRORS as error:  # cheaper than mapped_errors, for each event
+        except redis_errors.LIBRARY_ERRORS as error:  # cheaper per event than mapped_errors
             self._on_broken_connection(error)
             raise unavailable(error, self._broker.address) from error
         self._heard, self._asked = time.monotonic(), False
@@ -179,7 +179,7 @@ class SocketWaker:
 
     def ring(self) -> None:
         """End the current `wait`, or the next one."""
-        with self._lock, contextlib.suppress(OSError):  # full: a ring is pending
+        with self._lock, contextlib.suppress(OSError):  # the buffer is full, so a ring is pending
             self._rung.send(b"!")
 
     def wait(self, sock: socket.socket, seconds: float) -> None:
@@ -254,8 +254,8 @@ class BlockingPop:
     async def _exchange(self, seconds: float, *commands: Command) -> list[Any]:
         """Send commands; return their replies, or None for each that did not arrive in time.
 
-        A timeout closes the connection but raises nothing: the store may be reachable, since the
-        cause can be a handler that blocks the loop. If the store is down, the next exchange fails.
+        A timeout closes the connection but raises nothing: a handler that blocks the loop may be
+        the cause, while the store is reachable. If the store is down, the next exchange fails.
         """
         connection = self._connection or await self._open()
         try:
@@ -355,7 +355,7 @@ class AsyncSubscription:
                 else:
                     await self._send(self._channels.ping())
                     asked = True
-        except redis_errors.LIBRARY_ERRORS as error:  # cheaper than mapped_errors, for each event
+        except redis_errors.LIBRARY_ERRORS as error:  # cheaper per event than mapped_errors
             await self._on_broken_connection(error)
             raise unavailable(error, self._broker.address) from error
 

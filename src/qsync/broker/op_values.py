@@ -23,11 +23,11 @@ SHORT_FAILURE: Final = 128
 """Maximum size of a failure record that is stored even if the store is out of memory, in bytes."""
 
 NO_CALL_ID: Final = ("", 0)
-"""Sender and number of a call that has neither."""
+"""Values of `sender` and `number` for a call without a sender."""
 
 Outcome = Literal["ok", "done", "lost"]
 """Outcome of a change that needs a lease. `ok`: the change was made; `done`: the task no longer has
-a lease, since it ended or was handed back; `lost`: another server holds the lease."""
+a lease, because it ended or was handed back; `lost`: another server holds the lease."""
 
 EnqueueOutcome = Literal["created", "exists", "duplicate", "repeated", "replaced"]
 
@@ -101,7 +101,7 @@ class HandedBack(NamedTuple):
     If `delay_us` is None, the task goes to the head of pending. `limit` is closed for `closed_us`:
     during that time, no task that holds it starts. `started` means that the handler began, so that
     the start counts for the rates of its limits. `leased_us` is the time of the lease by the
-    store's clock; 0 means unknown, in which case the start counts as well.
+    store's clock; 0 means that the time is unknown, in which case the start counts too.
     """
 
     id: str
@@ -135,7 +135,7 @@ class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
     """Whether more upkeep is due."""
     recovered: int
     died: int
-    """Number of tasks that became dead because they crashed too often."""
+    """Number of tasks that became dead because they crashed their servers too often."""
     ids: list[str]
     messages: list[bytes]
     failures: list[bytes | None]
@@ -151,7 +151,7 @@ class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
     passed_over: bool = False
     """Whether tasks with limits were passed over, because the server has no free slots for them."""
     spared: dict[str, int] = {}
-    """Number of crashes that did not count, by id; only for tasks that have such crashes."""
+    """Number of crashes that did not count, by task id; tasks without such crashes are left out."""
     since: dict[str, int] = {}
-    """Time at which a task that was handed back, recovered or rerun became runnable, in us, by
+    """Time at which a task that was handed back, recovered or rerun became runnable, in us, by task
     id."""

@@ -27,7 +27,8 @@ from qsync.state import TaskState
 class RerunRequest(NamedTuple):
     """A task to run now.
 
-    All fields except `id` apply to dead tasks only; `failure` is the record that they keep.
+    All fields except `id` apply only to dead tasks; `failure` is the failure record that the task
+    keeps.
     """
 
     id: str
@@ -165,9 +166,10 @@ class Rescheduled(NamedTuple):
     state: TaskState | None
     """State of the task; None if it is not in the queue."""
     due_us: int | None
-    """The new due time, us; None if the task's state has no due time, so that nothing changed."""
+    """New due time of the task, in us; None if tasks in its state have no due time, so that nothing
+    changed."""
     deadline_us: int | None = None
-    """Deadline of the task, us, if nothing changed because the due time is not before the
+    """Deadline of the task, in us, if nothing changed because the due time is not before the
     deadline."""
 
 

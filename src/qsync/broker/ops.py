@@ -121,7 +121,7 @@ def _enqueue_one(
     wait: Wait | None,
     now: Argument,
 ) -> Call[list[Enqueued]]:
-    """Store a new task without options: the effect is that of `enqueue`, but it costs the store
+    """Store a new task without options; this has the effect of `enqueue`, but costs the store
     less."""
     script, id, message = load("enqueue_one"), task.id, task.message
 
@@ -171,7 +171,7 @@ def fetch(
 
 
 def made_again(fetch: Call[FetchResult]) -> Call[FetchResult]:
-    """Return the fetch marked as a repetition of one that got no reply."""
+    """Return the same fetch, marked as a repetition of a fetch that got no reply."""
     flow_args = fetch.flow_args or fetch.args
     return replace(fetch, args=(*fetch.args[:9], 1), flow_args=(*flow_args[:9], 1, *flow_args[10:]))
 
@@ -219,7 +219,7 @@ def retry(
     """Put failed tasks into retry until their next attempt.
 
     If a failure record exceeds SHORT_FAILURE bytes, a store that is out of memory refuses the whole
-    call. The same holds for `kill` and `hand_back`.
+    call. This also applies to `kill` and `hand_back`.
     """
     return _settle("retry", keys, tasks, now_us, records=[task.failure for task in tasks])
 
@@ -303,7 +303,7 @@ def abandon(keys: QueueKeys, server: str, *, cursor: str = "0") -> Call[tuple[st
 
 
 class IdleCheck(NamedTuple):
-    """The work in a queue, and whether a client asked for a server."""
+    """What work a queue has for a server, and whether a client wanted to wake a server."""
 
     generation: str | None
     """Generation of the queue's data; None before the first fetch."""

@@ -78,7 +78,7 @@ def pause_schedule(
 def resume_schedule(
     keys: QueueKeys, schedule: str, *, now_us: int | None = None
 ) -> Call[bool | None]:
-    """Resume a schedule. Return False if it was not paused, None if it is not found."""
+    """Resume a schedule. Return False if it was not paused, None if it does not exist."""
     return _pause_schedule(keys, schedule, b"", now_us)
 
 
@@ -87,7 +87,7 @@ def forget_schedule(
 ) -> Call[bool | None]:
     """Delete a schedule that no server has published for `silence_us`.
 
-    Returns False if a server has published it since, and None if it is not found.
+    Returns False if a server has published it more recently, and None if it does not exist.
     """
     args = (now_argument(now_us), "", schedule, silence_us, run_field(schedule))
     return queue_call("forget_schedule", keys, args, _changed)

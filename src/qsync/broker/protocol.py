@@ -128,7 +128,8 @@ class RedisConnection(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Return whether the connection can serve another exchange, as far as this side knows."""
+        """Return whether the connection can serve another exchange, as far as this process
+        knows."""
         return self.error is None and not self._transport.is_closing()
 
     async def request(
@@ -272,7 +273,8 @@ class PlainConnection:
 
     @property
     def is_open(self) -> bool:
-        """Return whether the connection can serve another exchange, as far as this side knows."""
+        """Return whether the connection can serve another exchange, as far as this process
+        knows."""
         return self.error is None and bool(self.raw.is_connected)
 
     async def request(

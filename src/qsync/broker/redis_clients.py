@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-call"
 # (redis-py leaves many of its constructors without types)
-"""Make redis-py clients from an address. All settings of redis-py are chosen here: those of the
+"""Make redis-py clients from an address. This module chooses all settings of redis-py: those of the
 address, defaults of qsync, and a few that an address cannot change.
 
 The clients never retry, since a blocking read must not run twice. Calls may run twice, so the

@@ -4,7 +4,7 @@ Importing redis-py takes longer than importing all other modules that a client n
 imports it only for the first broker. Modules that are imported together with qsync name an error as
 an attribute of this module (`redis_errors.ResponseError`; `from ... import` would import redis-py
 at once). Modules that need more of redis-py, or need its errors for every reply, import redis-py at
-their head; they are themselves imported when a broker connects. These are the pools, their
+their head; they are themselves imported when a broker connects. Such modules are the pools, their
 connections, the listeners and `sentinel`. `redis_clients` imports redis-py in the functions that
 make clients.
 """

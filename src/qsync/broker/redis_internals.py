@@ -50,7 +50,8 @@ def socket_and_parser(connection: Any) -> tuple[socket.socket, Callable[[Any], E
 
 
 def forced_host(sentinel: Any) -> str | None:
-    """Return the host that a Sentinel object is set to return for every primary, or None."""
+    """Return the host that a Sentinel object returns for every primary if it is set to do so; else
+    None."""
     return getattr(sentinel, "_force_master_ip", None)
 
 

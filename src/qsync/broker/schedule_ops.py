@@ -149,8 +149,8 @@ def announce_schedules(
 
 
 def schedule_queues(keys: GlobalKeys) -> Call[dict[str, bytes]]:
-    """Read the queues with stored schedules, each with a number; a new number asks servers to
-    check."""
+    """Read the queues that have stored schedules, each with a number; a changed number asks servers
+    to check the queue."""
 
     def decode(reply: Any) -> dict[str, bytes]:
         names = [name.decode(errors="replace") for name in reply[::2]]

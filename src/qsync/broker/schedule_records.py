@@ -35,7 +35,8 @@ class ScheduleRecord(msgspec.Struct, frozen=True, array_like=True):
     type: str = ""
 
     def schedule(self) -> Schedule | None:
-        """Return the schedule, None for a custom schedule; raise InvalidTask if it is invalid."""
+        """Return the schedule, or None for a custom schedule; raise InvalidTask if the schedule is
+        invalid."""
         if self.cron is not None:
             return Cron(self.cron, tz=self.tz or "UTC")
         return None if self.every_us is None else Every(self.every_us / 1_000_000)

@@ -26,8 +26,8 @@ from qsync.broker.address import Address
 from qsync.broker.error_mapping import Fault, classify, of_new_connection
 
 SENTINEL_TIMEOUT: Final = 1.0
-"""Timeout for the connection to a Sentinel and for its reply, in seconds; then the next Sentinel is
-asked."""
+"""Timeout for connecting to a Sentinel and for its reply, in seconds; after a timeout, the next
+Sentinel is asked."""
 
 
 class AsyncSentinelPool(

@@ -32,14 +32,14 @@ MAX_EXPRESSION_LENGTH: Final = 1000
 """Maximum length of an expression with its time zone, in characters."""
 
 NEVER_US: Final = 250_246_627_200_000_000
-"""Next tick of a schedule that has none, in microseconds: the year 9900."""
+"""Value that means "no next tick", in microseconds: a time in the year 9900."""
 
 FORMAT: Final = 1
-"""Layout of a record after its stamp, which is short because there may be 100,000 records. It has
-one byte (16 times FORMAT, plus 4 if the message does not end in DEFAULTS, plus the index of
-`missed` in MISSED); the length of the next part, in two bytes; a period in microseconds as text, or
-a cron expression and, unless it is in UTC, a line feed and the time zone; and the part of the
-task's message that follows its nonce.
+"""Layout of a record after its stamp, which is short because there may be 100,000 records. It
+begins with one byte: 16 times FORMAT, plus 4 if the message does not end in DEFAULTS, plus the
+index of `missed` in MISSED. Two bytes with the length of the next part follow. That part is a
+period in microseconds as text, or a cron expression; unless the expression is in UTC, a line feed
+and the time zone are appended. The rest is the part of the task's message that follows its nonce.
 """
 
 DEFAULTS: Final = codec.encode([True, 3, None])[1:]
@@ -203,8 +203,7 @@ def ticks_of(row: StoredScheduleRow, content: Content, now_us: int) -> Ticks:
 
 @lru_cache(maxsize=1024)
 def _due(given: Cron | Every, missed: Missed, after_us: int, now_us: int) -> Ticks:
-    """Return the due ticks, from a cache: equal schedules that are due together are computed
-    once."""
+    """Return the due ticks from a cache, since equal schedules are often due at the same time."""
     due = schedule.due_ticks(given, after_us, now_us, missed, grace_us=GRACE_US, limit=MOST_TICKS)
     done_us = due[-1] if len(due) == MOST_TICKS else now_us
     return Ticks(due, _next_after(given, done_us))

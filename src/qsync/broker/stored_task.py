@@ -126,7 +126,7 @@ def status(id: str, queue: str, shown: StoredTask) -> TaskStatus:
 
 
 def _started_at(shown: StoredTask, failure: Failure, finished: datetime | None) -> datetime | None:
-    """Return the recorded start of the last attempt that ended; None without a record.
+    """Return the recorded start of the last attempt that ended; None if none is recorded.
 
     A server's estimate of the store's clock is off by up to a round trip, so a start after the end
     of the task is replaced with that end.

@@ -76,7 +76,7 @@ def paused_types(keys: QueueKeys, *, now_us: int | None = None) -> Call[list[Sto
 
 @dataclass(frozen=True, slots=True)
 class StateSample:
-    """The types of `read` tasks, sampled from a whole state that has `total` tasks."""
+    """The types of `read` tasks, which were sampled from all `total` tasks of a state."""
 
     total: int
     read: int
@@ -93,8 +93,8 @@ class TypeSample:
 
 
 def sample_types(keys: QueueKeys, *, count: int) -> Call[TypeSample]:
-    """Count the types of up to `count` pending and `count` dead tasks, sampled from the whole
-    state."""
+    """Count the types of up to `count` pending and `count` dead tasks, which are sampled from the
+    whole state."""
 
     def decode(found: dict[str, Any]) -> TypeSample:
         paused = sorted(name.decode(errors="replace") for name in found["paused"])
@@ -129,7 +129,8 @@ class StoredTypeStats:
 
 
 def report_types(keys: QueueKeys, reports: Mapping[str, bytes]) -> Call[list[str]]:
-    """Store reports by their field; return the fields of the reports that the store already had."""
+    """Store reports, given by field; return the fields of the reports that the store already
+    had."""
     args: list[Argument] = []
     for field, report in reports.items():
         args += (field, report)

@@ -40,7 +40,8 @@ _INHERITED: Final = (
     ("ssl_certfile", "ssl_keyfile", "ssl_password"),
     ("ssl_cert_reqs", "ssl_check_hostname"),
 )
-"""Groups of options that Sentinels inherit from the primary together or not at all."""
+"""Groups of options: connections to Sentinels inherit either all options of a group from the
+primary, or none."""
 
 
 def parse(url: str) -> Address:
@@ -197,7 +198,8 @@ def _network(
 
 
 def _sentinel(options: Mapping[str, Any], *, tls: bool) -> dict[str, Any]:
-    """Return the settings for connections to Sentinels; TLS is as for the primary by default."""
+    """Return the settings for connections to Sentinels; by default, these connections use the same
+    TLS settings as the primary."""
     own = {
         name.removeprefix(SENTINEL): value
         for name, value in options.items()

@@ -77,7 +77,7 @@ class TruncatedMessage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QueueSnapshot:
-    """A queue at one moment. `memory` is in bytes; None when the store does not report it.
+    """A snapshot of a queue. `memory` is in bytes; None when the store does not report it.
 
     `first` holds the messages and failure records of the first pending tasks, except for tasks for
     which the store has the time at which they became runnable. `since_us` is the earliest of these
@@ -95,8 +95,8 @@ class QueueSnapshot:
     bounds: QueueBounds
     latency_target_us: int | None
     died: tuple[int, int, int]
-    """Dead tasks that no operator has acknowledged: their number, and the first and last death,
-    us."""
+    """Dead tasks that no operator has acknowledged: their number, and the times of the first and
+    last death in us."""
 
 
 def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Call[QueueSnapshot]:
@@ -193,7 +193,7 @@ def _row(state: TaskState, row: list[Any]) -> StoredTaskRow:
 
 
 class WorkCheck(NamedTuple):
-    """The work in a queue."""
+    """What work a queue has for a server."""
 
     generation: str | None
     """Generation of the queue's data; None before the first fetch."""
@@ -306,7 +306,7 @@ def schedules(
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """The keys of a queue in which an audit found an id, all read at one moment."""
+    """The keys of a queue in which an audit found an id, all read at the same moment."""
 
     id: str
     states: tuple[str, ...]
@@ -371,7 +371,8 @@ def key_types(keys: QueueKeys) -> Call[tuple[dict[str, str], int]]:
 
 @dataclass(frozen=True, slots=True)
 class PendingPosition:
-    """What delays a task. `rank` is the number of tasks before it, None unless it is pending.
+    """What delays a task. `rank` is the number of tasks before it in pending; None if it is not
+    pending.
 
     `holder` is the task that holds its unique lock; `fetched_at_us` and `fetch_number` are from the
     last fetch of its server.
@@ -390,8 +391,8 @@ class PendingPosition:
     above: int = 0
     """Number of pending tasks with a higher priority."""
     next_run_us: int | None = None
-    """Due time, in us, of the task's next run, which has the payload of a later call; None without
-    one."""
+    """Due time, in us, of the task's next run, which has the payload of a later call; None if there
+    is no next run."""
 
 
 def pending_position(

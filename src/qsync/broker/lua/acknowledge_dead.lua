@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- acknowledge_dead: record that operators have acknowledged all tasks of a queue that died up to a
--- given time. Only `overview` reads that time.
+-- given time. Only the script `overview` reads that time.
 -- include: check_schema clock record_event
 -- KEYS[1] meta      hash    dead_known
 -- KEYS[2] events    stream  actions of operators

@@ -154,7 +154,7 @@ local function look_at_locks(row)
   end
 end
 
--- Return whether a task should hold limits and does not. Messages over 16 KiB are not read.
+-- Return whether a task should hold limits but does not. Messages over 16 KiB are not read.
 local function lacks_holds(id, states, hashes)
   local state = states[1]
   local holds = state == 'pending' or state == 'active' or state == 'scheduled' or state == 'retry'

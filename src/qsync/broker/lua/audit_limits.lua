@@ -1,6 +1,7 @@
 #!lua flags=no-writes
--- audit_limits: find limits whose counts are wrong, and limits that nothing would open. In a part
--- of the limited tasks and waiters, also find tasks without an entry and entries without a task.
+-- audit_limits: find limits whose counts are wrong, and limits with waiters that nothing would
+-- open. In a part of the limited tasks and waiters, also find tasks without an entry and entries
+-- without a task.
 -- include: check_schema message_limits limit_states waiter_entries limit_counts
 -- KEYS[1] limits    hash    limit -> its state
 -- KEYS[2] limit_rules hash  name -> its rule

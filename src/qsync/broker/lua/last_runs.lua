@@ -9,7 +9,7 @@
 check_schema()
 
 -- Number of bytes that are read from the end of a record; 20 runs take less. A pattern without a
--- match tries every position, so a long, damaged record would block the store.
+-- match is tried at every position, so a long, damaged record would block the store.
 local most = 2048
 
 local count, cursor, rows = tonumber(ARGV.count), '0', {}

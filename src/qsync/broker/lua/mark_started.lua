@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- mark_started: mark tasks with earlier crashes as running, so that another server crash counts
 -- against them. An argument `-` after the tasks means that several suspects run together. A crash
--- is then recorded but does not count, since any of them may be the cause.
+-- is then recorded but does not count, since any of these suspects may be the cause.
 -- include: check_schema clock crash_counts check_leases
 -- KEYS[1] owner    hash    id -> lease token
 -- KEYS[2] crashes  hash    id -> crash count

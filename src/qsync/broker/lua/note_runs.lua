@@ -1,6 +1,6 @@
 #!lua
 -- note_runs: record the runs of schedules: their creation, outcomes and misses. A later note about
--- a tick replaces the earlier one, except for how the tick was created. The last 20 noted ticks of
+-- a tick replaces the earlier note, but keeps how the tick was created. The last 20 noted ticks of
 -- each schedule are kept, and the last 5 missed ticks of the queue.
 -- include: check_schema preconditions
 -- KEYS[1] schedule_runs hash  schedule -> its last runs, ! -> missed ticks
@@ -18,7 +18,8 @@ local function noted_runs(field)
   return string.sub(redis.call('HGET', KEYS.schedule_runs, field) or '', -2048)
 end
 
--- Keep the last `most` entries of a field; this entry replaces the one that `is_same` finds.
+-- Add an entry, if any, to a field, and keep the field's last `most` entries. The new entry
+-- replaces the entry that `is_same` finds.
 local function keep(field, entry, most, is_same)
   local kept = {}
   for other in string.gmatch(noted_runs(field), '[^ ]+') do

@@ -70,7 +70,7 @@ for _, any_key in ipairs({
   end
   bytes = bytes + (usage or 0)
 end
--- Tasks that were handed back have a stored time and precede tasks that have waited longer, so read
+-- Tasks that were handed back have a stored time and precede tasks that have waited longer. So read
 -- more ids while there may be such tasks.
 local last = redis.call('EXISTS', KEYS.progress) == 1 and 511 or 7
 local ids = redis.call('ZRANGE', KEYS.pending, 0, last)

@@ -28,8 +28,8 @@ local now = clock(ARGV.now)
 local last_fetch = redis.call('HGET', KEYS.fetches, ARGV.server) or ''
 local number, time = string.match(last_fetch, '^(%d+) (%d+)')
 
--- Return the id that holds a lock now. (This script does not use include/unique_locks.lua, which
--- has commands that write.)
+-- Return the id that currently holds a lock. (This script does not use include/unique_locks.lua,
+-- which has commands that write.)
 local function holder_now(lock)
   local held = redis.call('HGET', KEYS.unique, '=' .. lock) or ''
   local ends, holder = string.match(held, '^(%d+):(.+)$')

@@ -1,7 +1,8 @@
 #!lua
--- put_schedule: store a schedule, replacing any schedule with the same name. Its first tick is the
--- first one after now. A name is refused if servers publish it as a periodic task of their program.
--- If the same record is already stored, nothing changes, and ticks that are due stay due.
+-- put_schedule: store a schedule, replacing any schedule with the same name. The schedule's first
+-- tick is the first one after now. A name is refused if servers publish it as a periodic task of
+-- their program. If the same record is already stored, nothing changes, and ticks that are due stay
+-- due.
 -- include: check_schema preconditions ensure_schema clock stored_records record_event
 -- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us

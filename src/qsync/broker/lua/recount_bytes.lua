@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- recount_bytes: count the bytes of all messages again, for a queue with a bound on bytes.
+-- recount_bytes: compute the size of all messages again, for a queue with a bound on bytes.
 -- include: check_schema preconditions clock queue_bounds
 -- KEYS[1] meta       hash    bounds, !bounds, bytes
 -- KEYS[2] tasks      hash    id -> message

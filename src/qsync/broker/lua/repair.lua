@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- repair: repair damage that an audit found, if it still exists.
 -- A task without a state becomes dead, so that it is not lost and does not run twice. If a server
--- owns the task, it becomes active instead.
+-- owns the task, the task becomes active instead.
 -- include: check_schema preconditions ensure_schema clock wake_server
 -- include: message_limits limit_states waiter_entries limit_waiters
 -- include: limit_counts
@@ -162,7 +162,7 @@ mend['leftover'] = function(id)
   return gone > 0
 end
 
--- Start the next run, which replaced a task while it was active. It holds no unique lock.
+-- Start the next run, which replaced a task while it was active. The next run holds no unique lock.
 mend['next run kept'] = function(id)
   if is_unfinished(id) or not is_placed(id) or not has(KEYS.successors, id) then
     return false

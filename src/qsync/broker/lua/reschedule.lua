@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- reschedule: change the due time of a scheduled or retried task. A task whose time has come is
--- promoted by the next fetch, so a fetch and this script never both move it. A due time in the past
--- counts as now; a due time at or after the task's deadline changes nothing. A repeated call
--- changes nothing and returns the same reply as the first call.
+-- reschedule: change the due time of a scheduled or retried task. The next fetch promotes a task
+-- that is already due, so a fetch and this script never both move it. A due time in the past counts
+-- as now; a due time at or after the task's deadline changes nothing. A repeated call changes
+-- nothing and returns the same reply as the first call.
 -- include: check_schema clock wake_server schedule_due note_runnable record_event client_calls
 -- include: message_limits
 -- KEYS[1] tasks      hash    id -> message

@@ -1,6 +1,6 @@
 #!lua
 -- roll_types: put reports of past minutes into the statistics of types, unless another server has
--- done so since they were read.
+-- done so since the caller read the reports.
 -- include: check_schema preconditions
 -- KEYS[1] type_stats   hash  # -> directory, m<hour>:<type> and h<day>:<type> -> block
 -- KEYS[2] type_reports hash  <minute>:<server> -> counts by type

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- send_order: put an order into a server's inbox, which expires after `ttl`. An order is not added
 -- if it equals the last unread order. If over 1000 orders are unread, the oldest are dropped, since
--- a server that hangs reads none.
+-- a hung server reads none.
 -- include: preconditions
 -- KEYS[1] inbox  list   expires
 -- ARGV[1] ttl    int ms

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- server_heartbeat: record a server as live, and remove expired servers.
 -- The write is replicated but not written to the append-only file, which would otherwise grow
--- forever while servers are idle. Servers announce themselves again after a restart of the store.
+-- forever while servers are idle. After a restart of the store, servers announce themselves again.
 -- include: preconditions clock
 -- KEYS[1] servers  zset    server ids by expiry time, us
 -- ARGV[1] now      int us  empty: the store's clock

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- set_bounds: set or remove the bounds that a program or an operator sets for a queue. The first
--- bound moves the queue to layout 2. The first bound on bytes counts the messages.
+-- bound moves the queue to layout 2. When the first bound on bytes is set, the script computes the
+-- size of all messages.
 -- include: check_schema preconditions ensure_schema clock queue_bounds record_event
 -- KEYS[1] meta       hash    bounds, !bounds, bytes
 -- KEYS[2] tasks      hash    id -> message

@@ -5,7 +5,7 @@ local function virtual_field(priority)
   return priority == normal_priority and 'v' or table.concat({ 'virtual:', priority })
 end
 
--- Value above which a virtual time restarts as soon as no task waits.
+-- Distance from the middle of its band above which a virtual time restarts once no task waits.
 local far_time = 2 ^ 39
 
 -- Return tags of these pending ids, which are in order; the last tag of each band is among them.
@@ -55,7 +55,7 @@ local function forget_passed(limit)
 end
 
 -- Restart virtual times that are far from the middle of their band. Pending must be empty. Tasks
--- that wait for a limit keep their tags, so nothing changes while there are such tasks.
+-- that wait for a limit keep their tags, so nothing changes while any task waits for a limit.
 local function restart_bands()
   if redis.call('EXISTS', KEYS.limited) == 1 then
     return

@@ -1,6 +1,7 @@
 -- clock: the current time in microseconds, and numbers as text.
 
--- Return the time: `given` if a test passes one, else the store's clock.
+-- Return the time: Return the time `given` if a test passes one, else the time of the store's
+-- clock.
 local function clock(given)
   if given ~= '' then
     return tonumber(given)

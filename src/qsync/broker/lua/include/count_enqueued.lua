@@ -2,7 +2,8 @@
 -- the sum of up to 64 of them. Adding to it takes one write per task; updating the counters
 -- `enqueued` and `bytes`, in total and per day, would take four. Readers add the tally to the counters.
 
--- What each task adds to the field `tally`, besides its size in bytes, which is at most 2^29.
+-- What each task adds to the field `tally`, in addition to its size in bytes, which is at most
+-- 2^29.
 local one_task = 1000000000000
 
 -- Add the field `tally` to the counters of its day, and delete it.

@@ -1,5 +1,5 @@
--- ended_tasks: collect tasks that end, and publish their ends after all writes. If the ACL forbids
--- publishing, a client that waits for a result finds it when it polls.
+-- ended_tasks: collect tasks that end, and publish that they have ended after all writes. If the
+-- ACL forbids publishing, a client that waits for a result finds it when it polls.
 
 local ended = {}
 

@@ -69,9 +69,9 @@ local function died_of_crashes(crashes)
   return crashes and string.sub(crashes, -1) == '!'
 end
 
--- Count a task with this mark. At most 10 fairness keys of an error are counted by name; further
--- keys share the empty name. `at` is a time; if the latest tasks come first, it is the task's id
--- instead.
+-- Count a task with this mark. At most 10 fairness keys of an error are counted by name; all
+-- further keys are counted under the empty name. `at` is a time; if the latest tasks come first, it
+-- is the task's id instead.
 local function count_failure(mark, at)
   local entry, key = mark.entry, mark.key
   entry.number = entry.number + 1

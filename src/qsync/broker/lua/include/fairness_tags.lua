@@ -61,7 +61,7 @@ local function tagger(virtual)
 end
 
 -- flow:
--- Return the members of ids; empty for tasks with normal priority and without a fairness key.
+-- Return the members of ids; a member is empty if the task has normal priority and no fairness key.
 local function members_of(ids)
   local found = redis.call('EXISTS', KEYS.keys) == 1 and redis.call('HMGET', KEYS.keys, unpack(ids))
   local members = {}

@@ -5,7 +5,7 @@ local function delete_fields(beside_key, ids)
   redis.pcall('HDEL', beside_key, unpack(ids))
 end
 
--- Return whether tasks may have data to delete other than their message.
+-- Return whether tasks may have data other than their message that must be deleted.
 local function has_records()
   -- flow:
   if redis.call('EXISTS', KEYS.successors) == 1 then
@@ -81,7 +81,7 @@ local function check_end_cancelled()
   check_set(KEYS.completed)
 end
 
--- End cancelled tasks: those with a retention go to completed, the rest leave the queue. The
+-- End cancelled tasks: those with a retention go to completed, and the others leave the queue. The
 -- `cancels` hash has the retention. The caller has already removed the ids from their state.
 local function end_cancelled(now, ids)
   local gone = {}

@@ -1,4 +1,4 @@
--- insert_tasks: put new tasks into the queue; for enqueue and tick.
+-- insert_tasks: put new tasks into the queue; the scripts enqueue and tick use this.
 
 -- Read tasks from `args`, from position `first` on. With a stride of 2, each task has an id and a
 -- message. With a stride of 3, it also has options, which are empty or msgpack [due, fairness key,
@@ -46,7 +46,8 @@ local function lock_book(now, options)
   return held_by, take, fields
 end
 
--- Return the time at which a task is due: '' means now, `+<us>` a delay, `<us>` a time.
+-- Return the time at which a task is due: '' means now, `+<us>` means a delay, and `<us>` means a
+-- time.
 local function due_time(now, text)
   if text == '' then
     return now

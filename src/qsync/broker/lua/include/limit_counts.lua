@@ -1,10 +1,10 @@
 -- limit_counts: count the tasks that hold limits, for an audit and its repair.
 
--- Maximum number of tasks with limits to count, since a script blocks the store.
+-- Maximum number of tasks with limits to count; counting more would block the store for too long.
 local COUNTED_MOST = 100000
 
--- Return the number of active tasks and of pending tasks that hold each limit, by limit; nothing if
--- more than COUNTED_MOST tasks have limits.
+-- Return, by limit, how many active tasks and how many pending tasks hold it; nothing if more than
+-- COUNTED_MOST tasks have limits.
 local function count_holds()
   if redis.call('HLEN', KEYS.holds) > COUNTED_MOST then
     return

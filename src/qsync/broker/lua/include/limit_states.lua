@@ -308,7 +308,7 @@ local function read_holds(ids)
   read_limits(limits)
 end
 
--- Subtract tasks from a count of each limit that they hold: `use` or `ready`.
+-- Subtract tasks from one count of each limit that they hold: `use` or `ready`.
 local function subtract_held(ids, field)
   if not limits_used then
     return
@@ -323,10 +323,11 @@ local function subtract_held(ids, field)
   end
 end
 
--- Give back the starts of active tasks that never began; `leased_at` has the times of their leases.
--- Their slots are released separately. The starts that a limit has regained since the oldest of
--- these leases are not given back: other tasks may have used them, and without the leases the limit
--- could have been full since then. So no window has more starts than the rate and the burst.
+-- Give the starts of active tasks that never began back to the rates of their limits; `leased_at`
+-- has the times of their leases. The tasks' slots are released separately. The starts that a limit
+-- has regained since the oldest of these leases are not given back: other tasks may have used them,
+-- and without the leases the limit could have been full since then. So no window has more starts
+-- than the rate and the burst allow.
 local function refund_starts(ids, leased_at)
   if not limits_used then
     return
@@ -394,7 +395,7 @@ local function take_limits(limits)
   end
 end
 
--- Replace the limits that a task holds by those in its message. The task must have been dead, or
+-- Replace the limits that a task holds with those in its message. The task must have been dead, or
 -- the caller must have removed it from all counts.
 local function hold_limits_of(id, message)
   if not limits_used then

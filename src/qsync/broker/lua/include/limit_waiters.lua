@@ -23,7 +23,7 @@ local function put_limited(args, limits, held)
   end
 end
 
--- Return the first entries under the limit of a type, up to `most`.
+-- Return up to `most` of the first entries under the limit of a type.
 local function waiters_of_type(limit, most)
   local from, to = waiter_items.range(limit)
   return redis.call('ZRANGEBYLEX', KEYS.waiters, from, to, 'LIMIT', 0, most)
@@ -68,8 +68,8 @@ end
 
 -- Write fields of a hash of limits; `args` alternates fields and values. The store keeps a hash of
 -- up to 512 short values as a list, which every lookup scans. Therefore a long value is written
--- first, which turns the list into a hash table until the key is deleted; its field is the empty
--- name, which no limit and no task has.
+-- first, which turns the list into a hash table until the key is deleted. The field of that value
+-- is the empty name, which no limit and no task has.
 local function write_fields(hash_key, args)
   if #args > 32 then
     redis.call('HSET', hash_key, '', string.rep('x', 65), unpack(args))
@@ -80,8 +80,8 @@ local function write_fields(hash_key, args)
 end
 
 -- Put tasks into pending, or into limited if one of their limits refuses them. `args` alternates
--- tags and ids. By id, `new_holds` has the limits of tasks that hold none yet, and `refused` the
--- limits of paused types. Returns the number of tasks that went into pending.
+-- tags and ids. `new_holds` has, by id, the limits of tasks that hold none yet, and `refused` has
+-- the limits of paused types. Returns the number of tasks that went into pending.
 local function admit_tasks(args, new_holds, refused)
   local pending, limited, refusing, parked, holds, held = {}, {}, {}, {}, {}, {}
   for i = 1, #args, 2 do
@@ -306,7 +306,8 @@ local function move_waiters(limits, ids, entries, any_several)
   return again
 end
 
--- Move waiters for touched limits into pending while these limits are open. Returns how many moved.
+-- Move waiters for touched limits into pending while these limits are open. Returns how many
+-- waiters moved.
 local function open_waiters()
   if not limits_used then
     return 0

@@ -16,7 +16,7 @@ local function stored_bytes(ids)
 end
 
 -- Add to the size. A value that is not a number is replaced: an error would end the script between
--- its writes. An audit will find the wrong number.
+-- its writes. An audit later finds the wrong number.
 local function add_bytes(amount)
   local answer = redis.pcall('HINCRBY', KEYS.meta, 'bytes', string.format('%.0f', amount))
   if type(answer) == 'table' and answer.err then

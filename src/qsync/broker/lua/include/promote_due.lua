@@ -1,7 +1,7 @@
 -- promote_due: move due tasks from scheduled and retry to pending.
 
--- Returns the earliest due time of the tasks that stay, whether more tasks are due now, and whether
--- any were moved.
+-- Returns the earliest due time of the tasks that were not moved, whether more tasks are due now,
+-- and whether any were moved.
 local function promote_due(now, limit)
   local next_due, more, moved = math.huge, false, false
   for _, set_key in ipairs({ KEYS.scheduled, KEYS.retry }) do

@@ -9,8 +9,8 @@ local DROPPED_MOST = 1000
 -- Set of the ids that this call has dropped.
 local dropped_ids = {}
 
--- Return the bounds in force: waiting tasks, bytes, what to do when full. A missing bound is
--- infinite.
+-- Return the bounds in force: maximum waiting tasks, maximum bytes, and what to do when the queue
+-- is full. A missing bound is infinite.
 local function read_bounds(program, operator)
   local tasks, bytes, way = string.match(operator or program or '', '^(%d*) (%d*) (%l[%l_]*)')
   return tonumber(tasks) or math.huge, tonumber(bytes) or math.huge, way
@@ -117,9 +117,9 @@ local function drop(now, set_key, ids)
 end
 
 -- Drop the oldest waiting tasks until `over.tasks` tasks and `over.bytes` bytes are gone; return
--- whether that was possible. Otherwise nothing is dropped. If the bound was lowered and the queue
--- is far above it, this call, which adds `created` tasks of `new_bytes` bytes, need only make the
--- queue smaller.
+-- whether that was possible. If it was not possible, nothing is dropped. If the bound was lowered
+-- and the queue is far above it, this call, which adds `created` tasks of `new_bytes` bytes, need
+-- only make the queue smaller.
 local function drop_oldest(now, over, created, new_bytes)
   check_hash(KEYS.tasks)
   check_rights(KEYS.tasks, { 'ZREM', 'HDEL', 'HMGET', 'EXISTS', 'HINCRBY' })

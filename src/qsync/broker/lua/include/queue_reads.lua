@@ -19,7 +19,8 @@ local function fields_of(hash_key, ids)
 end
 
 -- Return whether a queue without pending tasks needs no upkeep. Trimming dead tasks and
--- forgetting the last calls of old senders can wait for some minutes. One command finds this out.
+-- forgetting the last calls of old senders can wait for some minutes. One command is enough to find
+-- out whether any is due.
 local function is_idle(now, swept, dead_age)
   if math.abs(now - parse_int(swept, 0)) < math.min(300000000, dead_age / 10) then
     return redis.call(

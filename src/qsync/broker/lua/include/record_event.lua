@@ -1,5 +1,5 @@
--- record_event: the record of operators' actions. Nothing depends on the record, so a command that
--- fails, e.g. for lack of permission, is ignored.
+-- record_event: the record of operators' actions. No task depends on the record, so a command that
+-- fails, e.g. without permission, is ignored.
 
 -- Return the id and the fields of a recent entry with this key and record; nil if there is none.
 local function recent_event(key, record)

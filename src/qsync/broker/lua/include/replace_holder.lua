@@ -17,7 +17,8 @@ local function check_replacements()
   check_rights(KEYS.tasks, { 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZRANGE' })
 end
 
--- Return the time that a due text means: `+<us>` after now, `<us>` Unix time, or empty for now.
+-- Return the time that the text of a due time means: `+<us>` after now, `<us>` Unix time, or empty
+-- for now.
 local function time_of_due(now, text)
   local time = tonumber(text) or now
   return string.sub(text, 1, 1) == '+' and now + time or time
@@ -122,10 +123,11 @@ local function change_waiting(now, head, message, option, holder, set_key, store
 end
 
 -- Replace the holder of a task's lock with the task. Returns the outcome: `replaced`; or
--- `duplicate` if the holder has ended and only the window of its lock is left. In that case,
--- another task may already have its id. If this call has dropped the holder to make room for its
--- other tasks, the outcome is `replaced`, as if the holder had been replaced first and dropped
--- afterwards. A repeated call finds the message that the first call wrote, and changes nothing.
+-- `duplicate` if the holder has ended and only the window of its lock is left. After `duplicate`,
+-- another task may already have the holder's id. If this call has dropped the holder to make room
+-- for its other tasks, the outcome is `replaced`, as if the holder had been replaced first and
+-- dropped afterwards. A repeated call finds the message that the first call wrote, and changes
+-- nothing.
 local function replace_holder(now, head, message, option, holder)
   if dropped_ids[holder] then
     return 'replaced'

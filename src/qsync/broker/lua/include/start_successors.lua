@@ -31,7 +31,8 @@ end
 
 -- Restart tasks whose attempt has ended, with the message and due time of their successor and with
 -- all attempts. An earlier cancel request does not apply to them. `found` is what split_successors
--- returned; the caller must have released the leases. With `crashed`, the crash counts stay.
+-- returned; the caller must have released the leases. With `crashed`, the tasks keep their crash
+-- counts.
 local function start_successors(found, crashed)
   if #found.ids == 0 then
     return

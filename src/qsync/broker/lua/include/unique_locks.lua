@@ -12,7 +12,7 @@ local function read_lock(held)
   end
 end
 
--- Return the id that holds the lock now, or false. `held` is the value of `=<lock>`.
+-- Return the id that currently holds the lock, or false. `held` is the value of `=<lock>`.
 local function lock_holder(now, lock, held)
   local ends, holder = read_lock(held)
   if ends and (ends > now or redis.call('HGET', KEYS.unique, '@' .. holder) == lock) then

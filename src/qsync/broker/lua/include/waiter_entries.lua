@@ -10,8 +10,8 @@
 -- is the number that is moved there when none is left.
 local waiter_items = { most = 16, refill = 8 }
 
--- Return an item; `ending` is what follows the tag. The 8 bytes of a tag sort like the number: the
--- sign bit of a positive number is set, and all bits of a negative number are inverted.
+-- Return an item; `ending` is the part that follows the tag. The 8 bytes of a tag sort like the
+-- number: the sign bit of a positive number is set, and all bits of a negative number are inverted.
 function waiter_items.new(tag, ending)
   tag = tonumber(tag)
   local tag_bytes = struct.pack('>d', tag < 0 and tag or -tag)
@@ -108,8 +108,8 @@ function waiter_items.positive_tag(text, at)
   end
 end
 
--- Find out how many items a state has, and the tag of the last item. The tag is infinite if it is
--- not positive, so that items are compared one by one.
+-- Find out how many items a state has, and the tag of the last item. A tag that is not positive is
+-- returned as infinite, so that the caller compares items one by one.
 function waiter_items.find_last(state)
   local items, at, count, last = state.items, state.from, 0, 0
   while at <= #items do
@@ -172,8 +172,9 @@ local function shared_tags(args)
 end
 
 -- Add an item to the items of a limit. The item goes into the state, unless the state is full and
--- all its items come before this one. If the state becomes too long, its last item gets an entry.
--- `short` is the item without an id, if it needs none. Arguments of ZADD are appended to `entries`.
+-- all its items come before this one. If the state becomes too long, its last item moves to an
+-- entry of `waiters`. `short` is the item without an id, if it needs none. The function appends
+-- arguments for ZADD to `entries`.
 local function add_waiter(limit, item, short, entries)
   local state, count = touch_limit(limit), #entries
   state.waits = state.is_type

@@ -1,7 +1,7 @@
 -- wake_next: pass the remaining work to another server.
 
--- If no tasks are pending, restart the fairness keys; no server needs to be woken. Otherwise,
--- forget fairness keys whose last tag is not above the virtual time, and wake the next server.
+-- If no tasks are pending, restart the fairness keys and wake no server. Otherwise, forget fairness
+-- keys whose last tag is not above the virtual time, and wake the next server.
 local function wake_next(left, paused, virtual, limit)
   -- flow:
   -- If fairness keys restarted, new tasks would get lower tags than limited tasks have.

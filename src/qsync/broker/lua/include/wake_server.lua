@@ -2,8 +2,9 @@
 -- its channel or, if there is none, a server that blocks on the list. If the store refuses a
 -- command, the work is only delayed, since servers check the queue regularly.
 
--- Send a message to the idle server that has waited longest; a server that does not receive it is
--- removed from the set. Returns false when there is none or the user may not publish.
+-- Send a message to the idle server that has waited longest, and remove this server from the set.
+-- If it does not receive the message, try the next one. Returns false if there is no idle server or
+-- the user may not publish.
 local function message_idle_server()
   while true do
     local first = redis.pcall('ZRANGE', KEYS.idle, 0, 0)
