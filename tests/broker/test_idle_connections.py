@@ -137,7 +137,8 @@ def test_quiet_subscription_stays_open(colour: Colour, store: Store, prefix: str
 @pytest.mark.faults(38)
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="needs TCP_KEEPIDLE")
 async def test_idle_connections_use_tcp_keepalive(store: Store) -> None:
-    """Keepalive is set whatever redis-py's defaults and the options of a client object are."""
+    """Keepalive is always set, regardless of redis-py's defaults and the options of a client
+    object."""
     wanted = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
     address = redis_clients.parse(store.url)
     own = redis.Redis(host="127.0.0.1", port=store.port, socket_keepalive=False)

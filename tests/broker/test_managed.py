@@ -1,7 +1,7 @@
 """qsync works without the commands that managed stores forbid.
 
-A proxy in front of a real store forbids each command. It replies either like a store that lacks the
-command (e.g. ElastiCache), or like a store whose user may not run the command.
+A proxy in front of a real store forbids each command in turn. The proxy replies either like a store
+that lacks the command (e.g. ElastiCache), or like a store whose user may not run the command.
 """
 
 from __future__ import annotations

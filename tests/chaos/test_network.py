@@ -382,7 +382,7 @@ def test_silent_connection_is_dropped_soon(
     proxy.up.hole = proxy.down.hole = True
     wait_until(lambda: server.sockets() != before, timeout=block + 10, every=0.05)
     found_out = time.monotonic() - began
-    measured(f"black hole, blocked for {block} s, seconds until it is known", found_out)
+    measured(f"black hole, blocked for {block} s, seconds until it is noticed", found_out)
     assert found_out <= block + 5
     pass_time(2 * block)
     proxy.heal()
@@ -428,7 +428,7 @@ def test_link_that_is_reset_repeatedly_causes_no_busy_loop(
 def test_connection_resets_are_recognised_on_every_loop(
     proxy: Proxy, prefix: str, measured: Measured, loop: str
 ) -> None:
-    """A connection may be reset between its check and the write. Each event loop reports this
+    """A connection may be reset between its check and the write, which each event loop reports
     differently.
     """
     factory = None if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop

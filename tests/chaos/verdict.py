@@ -102,7 +102,7 @@ class _Judge:
             elif result == NO_ROOM and self._full():
                 pass
             elif result not in done:
-                yield f"{id} has the result of {result}, which did not end it while it was its own"
+                yield f"{id} has the result of {result}, which did not end it under a valid lease"
 
     def _full(self) -> bool:
         return any(one.kind.startswith(("squeeze", "errors")) for one in self.evidence.troubles)

@@ -891,7 +891,7 @@ async def test_async_with_closes_the_clients_of_the_app(store: Store, prefix: st
         await asyncio.to_thread(task.enqueue_sync)
         assert connections(store, prefix) == 2
     await until(lambda: connections(store, prefix) == 0)
-    await task.enqueue()  # it may be used again
+    await task.enqueue()  # a closed app may be used again
     await app.aclose()
     await until(lambda: connections(store, prefix) == 0)
 

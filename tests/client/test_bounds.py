@@ -78,7 +78,7 @@ def test_servers_store_the_bounds_of_the_program_and_remove_them(
             await serve_once(app)
             assert (await made.inspector.bounds("mail")).program == Bounds(max_tasks=2)
             other = Qsync(valkey.url, prefix=prefix)
-            await serve_once(other)  # the option of the queue does not name it
+            await serve_once(other)  # this app sets no bounds for the queue
             assert (await made.inspector.bounds("mail")).program == Bounds(max_tasks=2)
             other.queue("mail")
             await serve_once(other)
@@ -230,7 +230,7 @@ def test_large_task_does_not_refuse_small_ones_of_other_callers(
 
     async def go() -> None:
         async with desk(valkey.url, prefix) as made:
-            await made.client.enqueue(Task("t", b"x" * 60_000))  # a large task would fit without it
+            await made.client.enqueue(Task("t", b"x" * 60_000))  # leaves no room for a large task
             waiting = await bound(made)
             calls = [made.client.enqueue(task) for task in tasks]
             check(await asyncio.gather(*calls, return_exceptions=True), waiting)

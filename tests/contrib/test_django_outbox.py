@@ -154,7 +154,7 @@ def test_relay_of_a_server_sends_remaining_rows(project: Qsync, rows: Any, held:
         try:
             return bool(rows.count() == 0)
         finally:
-            connections.close_all()  # the connection of this thread
+            connections.close_all()  # closes this thread's connections
 
     async def serve() -> int:
         async with project.server():

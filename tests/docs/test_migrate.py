@@ -258,7 +258,7 @@ def test_guide_shows_its_programs_and_twenty_equivalents(name: str) -> None:
     table = page.split("## Equivalents\n", 1)[1].split("\n## ", 1)[0]
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     assert len(rows) >= 20
-    assert all(row.count(" | ") == 2 for row in rows), "three cells: what, there, here"
+    assert all(row.count(" | ") == 2 for row in rows), "three cells: subject, other library, qsync"
     assert "\n## What changes in meaning\n" in page
 
 

@@ -1,5 +1,5 @@
-"""The comparison with other queues is complete. None of these queues is installed or imported
-here."""
+"""The comparison with other queues is complete. The test neither installs nor imports any of these
+queues."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A client that is written from docs/design/data-model.md alone can enqueue tasks and store
 schedules.
 
-The client encodes its messages without qsync. Their bytes equal those in docs/design/vectors.json.
+The client encodes its messages without qsync, with the same bytes as in docs/design/vectors.json.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def test_tasks_of_a_client_in_another_language_run(kit: SyncKit) -> None:
         id = vector["enqueue"]["id"] or f"id-{number}"
         reply = client.enqueue((id, vector["enqueue"]), flow=name == "flow control")
         assert reply == b"created", name
-    locked = vectors["options"]["enqueue"]  # its lock is held by id-3, and the nonce is the same
+    locked = vectors["options"]["enqueue"]  # has the lock of id-3 and the same nonce
     assert client.enqueue(("another", locked), flow=True) == [b"duplicate", b"id-3"]
     kit.drain()
     kit.advance(seconds=60)

@@ -101,8 +101,8 @@ def test_a_zombie_changes_nothing(
     history.wait("cancelled", len(stopped), pid=zombie.pid)
     zombie.terminate()
     assert zombie.wait() == 0
-    # The zombie's type reports count the lost leases. They describe the server itself and change no
-    # task.
+    # The zombie's type reports count the lost leases. Such reports describe the server itself and
+    # change no task.
     after = dump(valkey, prefix)
     assert after | {"type_reports": {}} == before | {"type_reports": {}}
     ends = history.of("end", pid=zombie.pid)

@@ -69,8 +69,8 @@ def test_drain_costs_little_more_than_bare_event_loop(measured: Measured) -> Non
 
 
 def test_draining_takes_few_calls_of_the_store(measured: Measured) -> None:
-    """Each batch is fetched and settled in one call. One call per task would be over 10,000
-    calls."""
+    """Each batch is fetched and settled in one call. With one call per task, there would be over
+    10,000 calls."""
 
     async def calls(harness: Harness) -> float:
         drained = await throughput.drain(harness, LOOP, 10_000)

@@ -125,4 +125,4 @@ def test_burst_during_upkeep_runs_at_once(valkey: Store, prefix: str, measured: 
 
     took = asyncio.run(main())
     measured("bursts of 200, the longest took, s", max(took))
-    assert max(took) < 1  # at ten tasks per sweep, this would take 2 s
+    assert max(took) < 1  # at ten tasks per sweep, a burst would take 2 s

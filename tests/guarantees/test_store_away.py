@@ -75,7 +75,7 @@ def test_tasks_survive_an_outage_of_the_store(
     late_s = time.monotonic() - returned_at
     wait_until(lambda: completed(own_store, prefix) == TASKS)
     last_end = max(event.at for event in history.of("end"))
-    measured("store away, seconds to settle tasks that ended during it", late_s)
+    measured("store away, seconds to settle tasks that ended meanwhile", late_s)
     measured("store away, seconds to settle the last", time.monotonic() - last_end)
     assert late_s <= 2
     assert all(server.running for server in running)

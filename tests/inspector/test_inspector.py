@@ -580,7 +580,7 @@ def test_dead_tasks_are_retried_by_a_filter_in_steps(store: Store, prefix: str) 
         before = await inspector.queue("default")
         assert before is not None
         total = await all_steps(bed, inspector.run_dead, "default", Filter(type="b", error="Y"))
-        # Two of them were not run because a third task holds their lock.
+        # Two of the tasks were not run because a third task holds their lock.
         assert (total.scanned, total.done, total.duplicate) == (1200, 498, 2)
         after = await inspector.queue("default")
         assert after is not None

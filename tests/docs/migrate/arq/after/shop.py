@@ -6,7 +6,7 @@ from qsync import Qsync, Retry, TaskInfo, current
 
 @contextlib.asynccontextmanager
 async def lifespan() -> AsyncIterator[dict[str, str]]:
-    # Each process also enqueues it at startup, so at most one may wait or run.
+    # Each process enqueues a report at startup, but at most one may wait or run.
     await report.options(unique=True, on_duplicate="skip").enqueue()
     yield {"bank": "a connection to the bank"}
 
@@ -14,7 +14,7 @@ async def lifespan() -> AsyncIterator[dict[str, str]]:
 app = Qsync(prefix="shop", lifespan=lifespan, timeout=30)  # QSYNC_URL names the store
 
 
-@app.task(retry=4, retry_for=(), retention=3600)  # only a Retry runs it again
+@app.task(retry=4, retry_for=(), retention=3600)  # only Retry causes another attempt
 async def charge(task: TaskInfo, order: int, cents: int) -> str:
     if task.attempt == 1:
         raise Retry("the bank does not answer", delay=1)

@@ -22,7 +22,7 @@ app = Qsync(
 
 @mux.handle("charge")
 async def charge(task: TaskInfo) -> str:
-    order = task.value(Order)  # a payload of another shape is dead at once
+    order = task.value(Order)  # with another payload, the task is dead at once
     if task.attempt == 1:
         raise ConnectionError("the bank does not answer")
     await current().client.enqueue(Task("mail", order, queue=CRITICAL))

@@ -14,7 +14,7 @@ def test_charge_is_retried_and_mails_a_receipt(
     qsync_sync: SyncKit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handle = charge.enqueue_sync(7, 12500)
-    with pytest.raises(ConnectionError):  # of the first attempt
+    with pytest.raises(ConnectionError):  # raised by the first attempt
         qsync_sync.drain()
     qsync_sync.advance(seconds=2, schedules=False)
     qsync_sync.drain()

@@ -14,5 +14,5 @@ def test_charge_is_retried_and_mails_a_receipt(capsys):
 
 
 def test_reminder_comes_later(capsys):
-    remind.apply_async((7,), countdown=3600)  # runs at once: eager mode has no time
+    remind.apply_async((7,), countdown=3600)  # runs at once: eager mode ignores the countdown
     assert "reminder: order 7" in capsys.readouterr().out
