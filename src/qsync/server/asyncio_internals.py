@@ -14,8 +14,9 @@ log: Final = logging.getLogger("qsync.server")
 def abandon(task: asyncio.Task[Any]) -> None:
     """Let `asyncio.run` end even if a task ignores its cancellation.
 
-    `asyncio.run` would wait for that task forever. If this Python lacks the undocumented names,
-    log a warning: the process then ends at a second signal, or when its supervisor kills it.
+    Without this function, `asyncio.run` would wait for that task forever. If this Python lacks the
+    undocumented names, log a warning: the process then ends at a second signal, or when its
+    supervisor kills it.
     """
     try:
         asyncio._unregister_task(task)
@@ -31,9 +32,9 @@ def abandon(task: asyncio.Task[Any]) -> None:
 def callback_of(
     loop: asyncio.AbstractEventLoop, number: Signals
 ) -> tuple[Callable[..., object], tuple[Any, ...]] | None:
-    """Return the loop's own handler for a signal; None if it has none or does not reveal it."""
+    """Return the handler that the loop has for a signal; None if it has none or hides it."""
     try:
         handle = loop._signal_handlers.get(number)  # type: ignore[attr-defined]
         return None if handle is None else (handle._callback, handle._args)
-    except AttributeError:  # uvloop, or a newer version of asyncio
+    except AttributeError:  # the loop is uvloop's, or a newer asyncio's
         return None

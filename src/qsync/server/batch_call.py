@@ -70,7 +70,7 @@ class BatchContext(HandlerContext, eq=False, kw_only=True):
     def may_begin(self) -> bool:
         """Record that a thread is free; return False if a task of the call may no longer start."""
         self._leased.turn = time.monotonic()
-        # Clear this before reading `stop`: a stopping server reads it, then sets `stop`.
+        # Clear `waits` before reading `stop`: a stopping server reads `waits`, then sets `stop`.
         self._leased.waits = False
         started = [leased.begins() and not leased.past_deadline() for leased in self._call.tasks]
         return self._call.stopped is None and all(started)

@@ -25,7 +25,7 @@ class Batch:
         self.limits: BatchLimits = limits
         self.tasks: list[LeasedTask] = []
         self.ends: float = ends
-        """Time at which the batch becomes due at the latest, by the event loop's clock."""
+        """Latest time at which the batch becomes due, by the event loop's clock."""
         self.timer: asyncio.TimerHandle | None = None
 
 

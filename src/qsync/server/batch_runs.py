@@ -107,7 +107,7 @@ class BatchRuns:
         values: Sequence[Any] | None = None
         try:
             if call.stopped is not None:
-                raise asyncio.CancelledError  # while it waited to start
+                raise asyncio.CancelledError  # cancelled or lost while it waited to start
             call.handler = asyncio.current_task()
             if call.limit is not None:
                 self._stopping.timeouts.add(first, call.limit)

@@ -19,7 +19,7 @@ from qsync.server.clock import boot_s
 from qsync.server.queue_state import QueueState
 
 UNSENT_S: Final = 3600.0
-"""How long a server also blocks on a queue if a task arrived there without a wake message, in
+"""How long a server blocks on a queue after a task arrived there without a wake message, in
 seconds."""
 
 PROBE_S: Final = 0.001

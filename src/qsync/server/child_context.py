@@ -1,6 +1,6 @@
 """`current()` in handler processes: values that the server sends or the process creates.
 
-A connection or the value of a lifespan cannot be sent to another process. So each process creates
+Connections and the value of a lifespan cannot be sent to another process. So each process creates
 its own client and runs the lifespan itself, when a handler first asks for the client or the state.
 """
 
@@ -54,7 +54,7 @@ class ChildSetup(NamedTuple):
         error = ""
         try:
             ForkingPickler.dumps(address)
-        except Exception as raised:  # of any class, e.g. a credential provider's
+        except Exception as raised:  # pickling may raise any error, e.g. in a credential provider
             error = f"{class_name(raised)}: {raised}"
         path, path_error = import_path(lifespan)
         sent = None if error else address
@@ -98,7 +98,8 @@ class ChildServer:
         self._send(PROGRESS.pack(done, total))
 
     def adopt(self, connections: Any) -> None:
-        """Connect an app in this process to a test's store; the address has the test's clock."""
+        """Connect an app in this process to a test's store, using the address, which has the test's
+        clock."""
         address = None if self._setup is None else self._setup.address
         if self._setup is None or address is None:
             return

@@ -10,4 +10,5 @@ from typing import Final
 boot_s: Final[Callable[[], float]] = partial(
     time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 )
-"""Returns the seconds of a clock that, like leases, continues while the machine is suspended."""
+"""Returns the time in seconds of a clock that, like leases, continues while the machine is
+suspended."""

@@ -225,11 +225,11 @@ class Config:
         return min(MAX_DEFAULT_THREADS, cpu_count() + 4, self.concurrency)
 
     def fitted(self, mux: Mux) -> Config:
-        """Return the configuration for these handlers, with less concurrency if all are `def`.
+        """Return the configuration for these handlers; if all are `def`, reduce the concurrency.
 
-        Concurrency is then `thread_count`: more tasks would wait for a thread here although another
-        server may have a free thread. Only quick tasks are leased beyond that number (see
-        Capacity). If the option `threads` is set, return the configuration unchanged.
+        The reduced concurrency is `thread_count`: additional tasks would wait for a thread here
+        although another server may have a free one. Only quick tasks are leased beyond that number
+        (see Capacity). If the option `threads` is set, return the configuration unchanged.
         """
         return replace(self, concurrency=self.thread_count) if self.threads_only(mux) else self
 
@@ -263,7 +263,7 @@ APP_OPTIONS: Final = (
     "prefix", "mux", "payload_limit", "patience", "durability", "confirm_timeout", "remember_ids",
     "credential_provider",
 )  # fmt: skip
-"""Options of Qsync besides those of its servers."""
+"""Options of Qsync in addition to those of its servers."""
 
 
 def config_of(options: Mapping[str, Any], *others: str) -> Config:

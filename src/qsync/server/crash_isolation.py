@@ -6,8 +6,8 @@ tasks get half of the time.
 
 Isolation is bounded. If a suspect is still running after ALONE_S, other tasks start alongside it.
 From then on, a crash does not count against the suspect, since any of the tasks may be the cause.
-The suspect is spared: next time, it runs alone GROWTH times as long. After it has been spared three
-times, each crash counts again.
+If a crash does not count, the suspect is spared: next time, it runs alone GROWTH times as long.
+After it has been spared three times, each crash counts again.
 
 Suspects run one after another, for at most TOTAL_S in total. After that, suspects that were never
 spared run together. They run together earlier if one of them runs for long and running all waiting
@@ -26,8 +26,8 @@ MAX_WAIT_TO_START_S: Final = 2.0
 alongside them, but no other task starts."""
 
 START_CHECK_S: Final = 0.5
-"""Interval between two checks of whether a suspect may start, in seconds. If a check comes later, a
-handler has blocked the event loop. No task could end during that time, so the delay does not count
+"""Interval between two checks of whether a suspect may start, in seconds. If a check is late, a
+handler has blocked the event loop. No task could end during the delay, so the delay does not count
 as waiting."""
 
 SHORT_REST_S: Final = 0.25
@@ -156,8 +156,8 @@ class CrashIsolation:
         return min(START_CHECK_S, max(0.0, since + MAX_WAIT_TO_START_S - now)) if running else 0.0
 
     def _wait_since(self, now: float) -> float:
-        """Return the start of the current wait for running tasks to end; begin a wait if there is
-        none."""
+        """Return when the current wait for running tasks to end began; if there is no such wait,
+        begin one."""
         if self._since is None:
             self._since = self._looked = now
             if now - self._rested > TOTAL_S:  # a new series of suspects

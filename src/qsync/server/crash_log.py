@@ -24,7 +24,7 @@ from qsync.state import TaskState
 log: Final = logging.getLogger("qsync.server")
 
 TASKS_NAMED: Final = 20
-"""Maximum number of tasks that one log record names; further tasks are only counted."""
+"""Maximum number of tasks that one log record names; it only counts the other tasks."""
 
 HOOKED: Final = 250
 """Maximum number of tasks per fetch for which the "dead" hooks are called."""
@@ -128,12 +128,12 @@ class CrashLog:
 
 
 def name_of(row: StoredTaskRow) -> str:
-    """Return id, type and crash count of a stored task as text."""
+    """Return the id, type and crash count of a stored task as text."""
     return named(row.id, _type_of(row), crash_count(row.shown.crashes))
 
 
 def named(id: str, type: str, crashes: int) -> str:
-    """Return id, type and crash count as text: `id (type, crash 2)`."""
+    """Return an id, a type and a crash count as text: `id (type, crash 2)`."""
     count = f", crash {crashes}" if crashes else ""
     return f"{id} ({printable(type)}{count})"
 

@@ -70,8 +70,8 @@ def current(state: type[Any] | None = None) -> Current[Any]:
         current().client            client for enqueueing: AsyncClient in `async def` handlers,
                                     Client in `def` handlers
         current().cancelled         True once this run should stop: it was cancelled, timed out or
-                                    lost its lease, or the server shuts down; a `def` handler
-                                    must check it
+                                    lost its lease, or the server is shutting down; a `def`
+                                    handler must check it
         current().progress(3, 10)   reports progress without waiting for the store
 
     For type checkers, `current(State).state` is a State; `current(State)` raises QsyncError if the

@@ -19,7 +19,7 @@ delayed because another server may run the awaited tasks soon."""
 
 
 class Waits:
-    """The running tasks that wait for tasks on their own server's queues. Thread-safe.
+    """The running tasks that wait for other tasks on the queues of their own server. Thread-safe.
 
     `on_stuck` is called when no further task can start.
     """

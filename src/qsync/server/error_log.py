@@ -31,8 +31,8 @@ def log_error(
     detail: LogErrors,
     extra: Mapping[str, Any],
 ) -> None:
-    """Log `text: error`. The record has the field `error_class`, and `error` unless `detail` is
-    "class".
+    """Log `text: error`. The log record has the field `error_class`, and also `error` unless
+    `detail` is "class".
 
     The traceback has only the program's own frames and a bounded size. The record's `exc_text`,
     which every formatter of `logging` shows, holds the traceback.

@@ -52,9 +52,9 @@ class NeverRun(QsyncError):
 def describe(error: BaseException, limit: int = ERROR_LIMIT) -> str:
     """Return an exception as text of at most `limit` bytes of UTF-8, even if its `str` raises.
 
-    The first line has the class and the message. The traceback follows, without the frames that
-    called the handler, and then the same for the exception's causes. A long text is cut in the
-    middle.
+    The text begins with the class and the message of the exception. The traceback follows, without
+    the frames that called the handler, and then the same for the exception's causes. If the text is
+    too long, its middle part is left out.
     """
     head = cut(head_of(error), limit // 2)
     if isinstance(error, BadPayload | NeverRun | ResultNotKept):
@@ -78,16 +78,17 @@ def head_of(error: BaseException) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Return class and message as one line, truncated to MESSAGE_LIMIT bytes and then escaped."""
+    """Return the class and the message as one line, truncated to MESSAGE_LIMIT bytes and then
+    escaped."""
     return printable(cut(head_of(error), MESSAGE_LIMIT))
 
 
 def program_trace(error: BaseException) -> str:
     """Return the traceback for the log, with only the program's own frames; "" if it has no frames.
 
-    It leaves out frames of the standard library, of installed packages and of qsync, unless there
-    are no other frames. So if the program itself is an installed package, its tracebacks also show
-    library frames.
+    The traceback leaves out frames of the standard library, of installed packages and of qsync,
+    unless there are no other frames. So if the program itself is an installed package, its
+    tracebacks also show library frames.
     """
     if isinstance(error, BadPayload | NeverRun | ResultNotKept):
         return ""

@@ -47,7 +47,7 @@ class Failures:
         self._detail = config.log_errors
         self._loop = asyncio.get_running_loop()
         self.unknown_types: dict[tuple[str, str], None] = {}
-        """Queue and type of tasks without a handler on this server, in order of arrival."""
+        """Queue and type of tasks for which this server has no handler, in order of arrival."""
         self._callbacks: set[asyncio.Task[None]] = set()
 
     def failed(

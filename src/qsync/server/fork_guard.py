@@ -20,7 +20,8 @@ generation: int = 0
 
 
 class ForkGuard:
-    """Ends a forked child as soon as it continues the event loop; active until closed.
+    """Ends a forked child as soon as it continues the event loop; the guard is active until it is
+    closed.
 
     Otherwise, the child would run the loop's scheduled calls and read replies that the store sent
     to its parent.

@@ -85,7 +85,7 @@ class HandlerContext(msgspec.Struct, eq=False):
         leased = self._leased
         leased.turn = time.monotonic()
         leased.thread = threading.get_ident()
-        # Clear this before reading `stop`: a stopping server reads it, then sets `stop`.
+        # Clear `waits` before reading `stop`: a stopping server reads `waits`, then sets `stop`.
         leased.waits = False
         return leased.stop is None and leased.begins() and not leased.past_deadline()
 

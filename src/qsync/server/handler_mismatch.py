@@ -38,7 +38,7 @@ class HandlerFinder:
         await asyncio.gather(*self._searches, return_exceptions=True)
 
     async def _search(self, queue: str, type: str) -> None:
-        with suppress(QsyncError):  # the warning is only a hint
+        with suppress(QsyncError):  # the warning is only a hint, so ignore errors
             _, live = await self._broker.run(queue_servers.live(self._keys))
             others = [server for server in live if server != self._server_id]
             replies = await self._broker.run_many(queue_servers.records(self._keys, others))

@@ -38,7 +38,7 @@ if that is longer."""
 
 
 class ServerHealth(msgspec.Struct, frozen=True):
-    """The condition of a server at one moment; times are in seconds."""
+    """The condition of a server at a given moment; times are in seconds."""
 
     started: bool = False
     unavailable: str = ""
@@ -56,7 +56,7 @@ class ServerHealth(msgspec.Struct, frozen=True):
     blocked_in: str = ""
     """Function that blocks the event loop, with file and line."""
     away: dict[str, float] = {}
-    """Queues from which fetches fail, each with how long they have failed."""
+    """Queues from which fetches fail, each with the time since its fetches began to fail."""
     silent: dict[str, float] = {}
     """Queues without a recent fetch, each with the time since the last one."""
     outbox: OutboxBacklog | None = None
@@ -71,7 +71,8 @@ class ProcessHealth(msgspec.Struct, frozen=True):
     condition: ServerHealth | None
     """Condition of the server; None if the process did not answer."""
     unheard_s: float = 0.0
-    """Time since its last answer or its start, in seconds."""
+    """Time since the process last answered, or since it started if it has not answered yet, in
+    seconds."""
     ended: str = ""
     """How the process ended; empty while it runs, and once another process has replaced it."""
     was_ready: bool = True

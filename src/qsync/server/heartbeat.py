@@ -91,9 +91,9 @@ class Heartbeat:
     def _renew(self) -> bool:
         """Renew the leases on all held tasks; return False if some renewals failed.
 
-        The queues may be on several nodes, since the slots of a cluster can move. A node that does
-        not answer is skipped for the rest of the round, so that it does not delay the renewals on
-        the other nodes.
+        The queues may be on several nodes, since the slots of a cluster can move. If a node does
+        not answer, the rest of the round skips it, so that it does not delay the renewals on the
+        other nodes.
         """
         silent: set[str] = set()
         all_done = True

@@ -25,7 +25,7 @@ from qsync.server.queue_state import LeasedTask
 from qsync.task import TaskInfo
 
 OnCreated = Callable[[Sequence[NewTask], int], object]
-"""Function that is called with the tasks that ticks have created, and with the time of the ticks in
+"""Function to call with the tasks that ticks have created, and with the time of the ticks in
 microseconds."""
 
 END_S: Final = 5.0

@@ -3,10 +3,10 @@
 A server of one queue always fetches from it. A server of many queues checks all of them once per
 `sweep`. A check costs a fifth of a fetch, writes nothing, and shares a pipeline with other checks.
 The server fetches only from queues in which a check found tasks or due upkeep. All servers of a
-queue check it. The first server that finds due upkeep performs it, so several servers share this
-work. Between checks, a queue becomes busy through a wake, or at the due time that its last fetch
-returned. So a lost wake delays tasks by at most `sweep`, and an idle queue costs one check per
-`sweep`.
+queue check the queue. The first server that finds that upkeep is due performs it, so the servers
+share this work. Between checks, a queue becomes busy through a wake, or at the due time that its
+last fetch returned. So a lost wake delays tasks by at most `sweep`, and an idle queue costs one
+check per `sweep`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ due tasks."""
 class BusyQueues:
     """The busy queues of a server: those that may need a fetch.
 
-    `on_unsent` is called when a client added tasks without a wake message to this idle server.
+    `on_unsent` is called when a client added tasks but sent no wake message to this idle server.
     """
 
     def __init__(
@@ -107,7 +107,8 @@ class BusyQueues:
         self._busy[queue.name] = queue
 
     def is_idle(self, queue: QueueState) -> bool:
-        """Return whether a queue is idle until a wake, a check or its next due time."""
+        """Return whether a queue is idle, i.e. needs no fetch until a wake, a check or its next due
+        time."""
         return queue.name not in self._busy
 
     def begin(self, now: float) -> None:
@@ -168,7 +169,8 @@ class BusyQueues:
             self._to_end(queue)
 
     def rest(self, queues: Iterable[QueueState]) -> None:
-        """Mark these queues as idle until a wake, a check or their next due time."""
+        """Mark these queues as idle until a wake, a check or the queue's next due time makes them
+        busy."""
         if self.many:
             for queue in queues:
                 if queue.name not in self.due:
@@ -202,8 +204,7 @@ class BusyQueues:
     async def _check(self, queues: Sequence[QueueState]) -> Sequence[QueueState]:
         """Check each queue once, and log an outage; return queues whose store is unreachable.
 
-        If one node of a cluster is down, the caller then need not check the queues of all nodes
-        again.
+        So the caller need not check the queues of all nodes again if one node of a cluster is down.
         """
         if self._broker.address.kind == "cluster":
             pages = [[queue] for queue in queues]

@@ -53,8 +53,8 @@ class BoundHandler:
 
     invoke: Invoke
     enforces_timeout: bool
-    """True if `invoke` applies the timeout itself. For a process handler, the timeout begins when
-    the process is ready, which only the pool knows."""
+    """True if `invoke` applies the timeout itself. This is so for a process handler: its timeout
+    begins when the process is ready, which only the pool knows."""
     carry_result: CarryResult | None = None
     """Converter for a stored result; None if none is needed or the handler's process converts
     it."""
@@ -106,7 +106,7 @@ class Invoker:
         return self._mux.types
 
     def add_outer_middleware(self, middleware: AsyncMiddleware) -> None:
-        """Add a middleware outside all others. Call this before the first task."""
+        """Add a middleware outside all others. Call this method before the first task runs."""
         self._middleware = (middleware, *self._middleware)
 
     def find(self, type: str) -> BoundHandler | None:
@@ -154,7 +154,8 @@ class Invoker:
         return invoke
 
     async def call_beside(self, type: str, hook: Callable[..., Any], *args: Any) -> Any:
-        """Call a hook of a type: a `def` hook of a thread handler in a thread, others here."""
+        """Call a hook of a type: in a thread if it is a `def` hook of a thread handler, else on the
+        event loop."""
         handler = self._mux.find(type)
         if handler is None or handler.place != "thread" or inspect.iscoroutinefunction(hook):
             return hook(*args)
@@ -286,7 +287,8 @@ def _claim() -> Claim | None:
 
 
 def _one_by_one(invoke: Invoke) -> Invoke:
-    """Return a call of a batch handler for one task; the call returns or raises the outcome."""
+    """Return a function that calls a batch handler with one task, and returns or raises the task's
+    outcome."""
 
     async def alone(info: TaskInfo, limit: float | None) -> Any:
         [value] = outcomes_of_call(await invoke(info, limit), 1)

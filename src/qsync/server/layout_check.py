@@ -1,4 +1,4 @@
-"""Excludes queues with the data layout of a later version when a server starts."""
+"""Excludes, when a server starts, the queues that have the data layout of a later version."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ kept."""
 async def readable_config(broker: AsyncBroker, prefix: str, config: Config) -> Config:
     """Return the config without the queues that only a later version can read; log each once.
 
-    Raise SchemaMismatch if that leaves no queue.
+    Raises SchemaMismatch if no queue is left.
     """
     lease_us = config.policy().lease_us
     calls = [

@@ -2,8 +2,8 @@
 leases.
 
 The event loop keeps leases with a LeaseKeeper. While a handler may block the loop, each heartbeat
-thread keeps the leases of its node with a ThreadLeaseKeeper. Both interpret the store's answers
-with `Renewal`.
+thread keeps the leases of its node with a ThreadLeaseKeeper. Both use `Renewal` to interpret the
+store's replies.
 """
 
 from __future__ import annotations
@@ -108,14 +108,15 @@ class LeaseKeeper:
     async def confirm(
         self, queue: QueueState, tasks: list[LeasedTask], since: float
     ) -> list[LeasedTask]:
-        """Renew the leases on tasks of a late or repeated fetch; return those still held.
+        """Renew the leases on tasks of a late or repeated fetch; return the tasks that are still
+        held.
 
         The leases began at `since`, by the clock `boot_s`, or later. If the renewal fails, the
         leases are assumed to have begun at `since`, so that no task starts whose lease may have
         expired.
         """
         for leased in tasks:
-            leased.leased_us = 0  # a repeated reply has another time than the lease
+            leased.leased_us = 0  # the time in a repeated reply is not that of the lease
         renewal = Renewal(tasks, self._lease_s)
         try:
             answers = await self._broker.run(renewal.call, patience=self._lease_s / 3)
@@ -226,7 +227,7 @@ class ThreadLeaseKeeper:
     def renew_unread(self, queue: QueueState) -> bool:
         """Renew the leases on the tasks of a fetch whose reply the blocked loop has not read.
 
-        The thread repeats the fetch to learn which tasks it leased. Return False if the renewal
+        The thread repeats the fetch to learn which tasks it leased. Returns False if the renewal
         failed.
         """
         fetch = queue.in_flight
@@ -257,8 +258,8 @@ class ThreadLeaseKeeper:
         fetch = queue.in_flight
         if fetch is None or queue.handed_back_token == fetch.token:
             return
-        queue.revoked_token = fetch.token  # set first: the loop now starts none of the tasks
-        if queue.in_flight is not fetch:  # the loop read the answer just before
+        queue.revoked_token = fetch.token  # set first, so that the loop starts none of the tasks
+        if queue.in_flight is not fetch:  # the loop had already read the reply
             queue.revoked_token = None
             return
         queue.repeated_token = fetch.token

@@ -57,7 +57,7 @@ class MetricRow(msgspec.Struct, array_like=True):
 
 
 def merged(rows: Iterable[MetricRow]) -> list[MetricRow]:
-    """Return one row for each queue and type, with the sums of the rows for it."""
+    """Return one row for each queue and type, with the sums of all its rows."""
     sums: dict[tuple[str, str], MetricRow] = {}
     for row in rows:
         sums.setdefault((row.queue, row.type), MetricRow(row.queue, row.type)).add(row)

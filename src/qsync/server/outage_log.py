@@ -22,7 +22,7 @@ REMIND_S: Final = 60.0
 
 
 class PartFailure(NamedTuple):
-    """A failing part of a server."""
+    """A part of a server that is failing."""
 
     kind: type[QsyncError]
     """Class of its last error."""

@@ -35,7 +35,7 @@ TOO_LATE: Final = "deadline passed before it could start"
 SNOOZED_TOO_LONG: Final = "deadline passes before the end of its snooze"
 
 UNKNOWN_FOR_US: Final = 3_600_000_000
-"""Time after which a task for which no server has a handler is dead, in microseconds."""
+"""How long a task may lack a server with a handler before it becomes dead, in microseconds."""
 
 NEVER_RUN: Final = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
 """Types of return values whose body has not run, which means that the handler did no work."""
@@ -48,7 +48,7 @@ class Snoozed(Back):
 
 
 Settlement = Retried | Killed | Back | LeaseRef
-"""Record that settles a task; a LeaseRef stands for the end of a cancelled task."""
+"""Record that settles a task; a LeaseRef represents the end of a cancelled task."""
 
 
 def never_run(value: Any) -> NeverRun:

@@ -150,7 +150,7 @@ takes about 0.1 ms."""
 class PeriodicTask:
     """A schedule, and a function that builds the tasks of a tick from the tick's id.
 
-    All tasks that `build` returns go to the queue of the first one.
+    All tasks that `build` returns are enqueued to the queue of the first task.
     """
 
     periodic: Periodic
