@@ -247,7 +247,7 @@ class _PeriodicQueue:
             # The estimate ignores how long the reply took to arrive, so a tick may be late by that
             # time but is never early.
             self._ahead_us = now_us - _boot_us()
-            went_back = self._ahead_us < before_us - 1_000_000  # so the planned times are too late
+            went_back = self._ahead_us < before_us - 1_000_000  # so planned times are too late
             for entry, after_us in zip(entries, after, strict=True):
                 self._heap.learn(entry, after_us, now_us, again=went_back)
         await self._publish()
@@ -256,7 +256,8 @@ class _PeriodicQueue:
         return boot_s() + RELEARN_S
 
     def _register(self) -> None:
-        """Register the queue in the background if due: the set of queues may be on another node."""
+        """Register the queue if this is due. Do so in the background, since the set of queues may
+        be on another node."""
         queue = self._keys.queue
         if self._registry.due(queue):
             self._registrations.add(queue, registry_ops.register(self._globals, [queue]))
@@ -275,7 +276,8 @@ class _PeriodicQueue:
     def _published(self, entry: Entry) -> tuple[str, bytes, bytes]:
         try:
             task = entry.build()
-            # The same on all servers, so that the store can tell that nothing has changed.
+            # The template is the same on all servers, so that the store can tell that nothing has
+            # changed.
             template = template_of(new_task(task, bytes(8), queue=self._keys.queue))
         except Exception:  # logged at the next tick, instead of every minute here
             return entry.name, record_of(entry.periodic, ""), b""
@@ -300,7 +302,7 @@ class _PeriodicQueue:
             await asyncio.sleep(max(pause, 0.0))
 
     async def _enqueue(self, due: Sequence[tuple[Entry, int]]) -> None:
-        """Enqueue one tick for each entry; if some fail, raise the first error.
+        """Enqueue one tick for each entry; if some cannot be enqueued, raise the first error.
 
         `due` has at most one tick per entry: if it had two, the second could make the store ignore
         a retry of the first.

@@ -1,7 +1,7 @@
 """Sends calls of many queues in one pipeline, if all queues are on one node.
 
-A round trip costs the same for few calls as for many. So the calls that a server's settlers make
-while one exchange is in flight share the next exchange.
+A round trip with many calls costs about as much as one with few calls. So the calls that a server's
+settlers make while one exchange is in flight share the next exchange.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class CallPipeline:
                 answers = await self._broker.run_many(
                     [call for calls, _ in requests for call in calls]
                 )
-            except Exception as error:  # a bug, since store errors are in the answers
+            except Exception as error:  # a bug: store errors are among the replies
                 for _, asked in requests:
                     if not asked.done():
                         asked.set_exception(error)

@@ -41,13 +41,14 @@ __all__ = ["HandlerError", "ProcessPool"]
 log: Final = logging.getLogger("qsync.server")
 
 IDLE_S: Final = 60.0
-"""Idle time after which a process is ended, in seconds."""
+"""How long a process may be idle before the pool ends it, in seconds."""
 
 REUSE: Final = 10_000
-"""Number of tasks after which a process is ended, to free memory that the tasks leaked."""
+"""Number of tasks after which the pool ends a process, to free memory that the tasks leaked."""
 
 TAKE_BACK_AFTER_S: Final = 0.01
-"""Time without a reply after which the pool takes back tasks that have not begun, in seconds."""
+"""How long a process may send no reply before the pool takes back tasks that have not begun, in
+seconds."""
 
 SMALL: Final = 8 * 1024
 """Maximum size of a task that may wait in a process behind other tasks, in bytes."""
@@ -147,8 +148,8 @@ class ProcessPool:
     def _place(
         self, call: HandlerCall, fed: dict[WorkerProcess, list[HandlerCall]]
     ) -> WorkerProcess | None:
-        """Return a free or new process for a call, else the least busy of the quick ones, else
-        None."""
+        """Return a free or new process for a call; if there is none, return the least busy process
+        whose calls are quick, or None."""
         unprepared, best, fewest = None, None, WINDOW
         for process in self._processes:
             prepared = process.is_prepared(call.path)
@@ -216,7 +217,7 @@ class ProcessPool:
         self._feed_soon()
 
     def _answered(self, process: WorkerProcess) -> None:
-        """Send more calls to a process that has answered some, or end it."""
+        """Send more calls to a process that has answered some, or end the process."""
         if process.dead:
             return
         if not process.sent and not process.preparing:
@@ -347,7 +348,8 @@ def _outcome(reply: Reply) -> Any:
         case process_pool_child.Value(encoded):
             return codec.decode(encoded)
         case process_pool_child.Unencodable(name):
-            # A type of the same name, so that the encoder's error names the handler's type.
+            # Return a value of a type with the same name, so that the encoder's error names the
+            # handler's type.
             return type(name, (), {})()
         case process_pool_child.AskedRetry(text, delay_s):
             raise Retry(text, delay=delay_s)

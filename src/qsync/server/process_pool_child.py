@@ -123,7 +123,7 @@ def begin(
     signal.signal(signal.SIGINT, _do_nothing)
     signal.signal(signal.SIGTERM, _do_nothing)
     with contextlib.suppress(OSError):
-        os.setsid()  # the programs that handlers start can be killed with this process
+        os.setsid()  # so that programs that handlers start can be killed with this process
     threading.Thread(
         target=_watch_parent, args=(asks, answer), name="qsync-parent", daemon=True
     ).start()
@@ -178,7 +178,8 @@ def _stack(thread: int) -> str:
 
 
 def _read(requests: io.BufferedReader, expected: bytes) -> tuple[str, bytes]:
-    """Return import path and task of the request with this ticket; skip earlier requests."""
+    """Return the import path and the task of the request with this ticket; skip earlier
+    requests."""
     while True:
         head = requests.read(10)
         if len(head) < 10:
@@ -190,7 +191,8 @@ def _read(requests: io.BufferedReader, expected: bytes) -> tuple[str, bytes]:
 
 
 def prepare(path: str) -> None:
-    """Import a handler, which may take long; an import error is reported by its first call."""
+    """Import a handler, which may take long; the first call of the handler reports an import
+    error."""
     with contextlib.suppress(BaseException):
         _find(path)
 
@@ -309,7 +311,7 @@ def _watch_parent(asks: socket.socket | None, answer: Callable[[], None] | None)
             if ready and asks is not None and asks.recv(1) and answer is not None:
                 answer()
                 continue
-        watched.remove(asks)  # closed: the parent ends this process
+        watched.remove(asks)  # the socket is closed: the parent ends this process
     with contextlib.suppress(OSError):
         os.killpg(os.getpid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -84,7 +84,8 @@ class HandlerCall:
         self.claim: Claim | None = claim
         self.future: asyncio.Future[bytes] = future
         self.tries: int = 0
-        """Number of processes that died with this call unanswered and before any call began."""
+        """Number of processes that died before they began any call, and before they answered this
+        call."""
 
 
 class WorkerProcess:
@@ -111,7 +112,7 @@ class WorkerProcess:
         self._tickets: tuple[socket.socket, socket.socket] | None = None
         """Socket pair for tickets: the end to write to, and the end that both sides read from."""
         self._asks: tuple[socket.socket, socket.socket] | None = None
-        """Socket pair on which the server asks for the stack of the handler, with one byte per
+        """Socket pair on which the server requests the stack of the handler, with one byte per
         request."""
         self._asked: deque[asyncio.Future[str]] = deque()
         """Futures for the requested stacks, in order."""
@@ -129,7 +130,8 @@ class WorkerProcess:
         """Time of the last answer, or, if that is later, of the first call that was sent to the
         idle process."""
         self.quick: bool = False
-        """True if the last calls took less than QUICK_S each, so that more may be sent ahead."""
+        """True if each of the last calls took less than QUICK_S, so that more calls may be sent
+        ahead."""
         self.preparing = False
         self.dead: bool = False
         self.calls: int = 0
@@ -145,7 +147,7 @@ class WorkerProcess:
         return self.quick and not self.preparing and not self._unsent and len(self.sent) < WINDOW
 
     async def prepare(self, path: str) -> None:
-        """Start the process if it does not run, and import the handler in it."""
+        """Start the process if it is not running, and import the handler in it."""
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 if self._process is None:
@@ -311,7 +313,7 @@ class WorkerProcess:
         if not future.done():
             future.set_result(reply)
         if self.sent and (claim := self.sent[0].claim) is not None:
-            claim.may_begin()  # only to record the time: the process begins the call anyway
+            claim.may_begin()  # only records the time: the process begins the call anyway
 
     def _has_died(self) -> None:
         """Handle the end of a process that the server did not end.
@@ -393,7 +395,7 @@ class WorkerProcess:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        if process.exitcode is None:  # it may not lead a session yet
+        if process.exitcode is None:  # the process may not lead a session yet
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
 

@@ -43,8 +43,8 @@ class _QueueMetrics:
 class RunMetrics:
     """Counts on the event loop of a server; any thread may read the counts.
 
-    An outcome counts once the store has settled it. If the server dies before that, the task runs
-    again and is counted only then. All calls together cost about a microsecond per task.
+    An outcome counts once it has been settled in the store. If the server dies before that, the
+    task runs again and is counted only then. All calls together cost about a microsecond per task.
     """
 
     def __init__(self, types: Iterable[str], *, limit: int = TYPES) -> None:
@@ -81,14 +81,15 @@ class RunMetrics:
         self._metrics_of(queue).dropped += runs
 
     def finished(self, leased: LeasedTask) -> None:
-        """Count the end of a handler."""
+        """Count a handler that has ended, and how long it took."""
         if (row := leased.row) is not None:
             took_s = monotonic() - leased.began
             row.runs[bisect_left(BOUNDS, took_s)] += 1
             row.run_s += took_s
 
     def settled(self, leased: LeasedTask, record: Any) -> None:
-        """Count an outcome that the store has settled; None means that the lease was lost."""
+        """Count an outcome that has been settled in the store; None means that the lease was
+        lost."""
         if (row := leased.row) is not None:
             row.outcomes[_OUTCOME[type(record)]] += 1
 
@@ -100,7 +101,7 @@ class RunMetrics:
             rows += of_queue
             if (
                 metrics.unknown or metrics.dropped
-            ):  # under an existing label, to avoid another series
+            ):  # counted under an existing label, to avoid another time series
                 name, type = metrics.queue.name, of_queue[0].type if of_queue else OTHER
                 rows.append(MetricRow(name, type, unknown=metrics.unknown, dropped=metrics.dropped))
             for leased in metrics.queue.held.copy().values():

@@ -19,7 +19,7 @@ _OUTCOMES: Final[dict[type, str]] = {Completion: "c", Killed: "f", LeaseRef: "x"
 
 
 class ScheduleNotes:
-    """Collects the ends of runs in one queue, and sends them.
+    """Collects notes on how the runs of one queue ended, and sends them.
 
     Histories are only shown to users, so notes that the store refuses are dropped.
     """
@@ -30,7 +30,7 @@ class ScheduleNotes:
         self._notes: list[Note] = []
 
     def settled(self, leased: LeasedTask, record: Any) -> None:
-        """Collect how this record settled a task of a schedule, which has an `@` in its id."""
+        """If the task belongs to a schedule, collect how this record settled the task."""
         outcome, tick = _OUTCOMES.get(type(record)), tick_of(leased.id)
         if outcome is None or tick is None:
             return

@@ -111,7 +111,7 @@ class Server:
         self.replaced: ReplacedParts = ReplacedParts()
         self.hooks: Hooks = Hooks()
         """Hooks for the server's tasks; add to them before the start."""
-        self.bounds: dict[str, Bounds] = {}  # of the app's queues; stored at the start
+        self.bounds: dict[str, Bounds] = {}  # bounds of queues; stored at the start
         self._on_stop_order: Callable[[], object] | None = None
         self._health: HealthProbe | None = None
         self._client: Client | None = None
@@ -154,14 +154,14 @@ class Server:
     ) -> None:
         """Run until SIGTERM, SIGINT, `stop()` or an operator's order to stop.
 
-        `on_ready` is called once the server fetches tasks, and `on_stop_order` when an operator
+        `on_ready` is called once the server is fetching tasks, and `on_stop_order` when an operator
         stops the server.
 
         The first signal starts a graceful shutdown: running tasks have `shutdown_timeout` to end.
-        At the second signal, tasks that are still running are handed back at once. The third ends
-        the process immediately. Each signal reaches all servers of the event loop, and also the
-        handler that was installed before them, e.g. uvicorn's. Outside the main thread, the server
-        runs without signal handling.
+        At the second signal, tasks that are still running are handed back at once. A third signal
+        ends the process immediately. Each signal reaches all servers of the event loop, and also
+        the handler that was installed before them, e.g. uvicorn's. Outside the main thread, the
+        server runs without signal handling.
 
         Raises QsyncError when a part of the server crashes or too many handlers are hung, and
         SchemaMismatch when the store holds data of another qsync version.
@@ -223,7 +223,7 @@ class Server:
             os._exit(1)
 
     async def start(self) -> None:
-        """Start the server; return once it fetches tasks.
+        """Start the server; return once it is fetching tasks.
 
         Raises ConfigError if the store is too old, may evict keys, refuses the credentials, or is
         of another kind than its URL names. Raises StoreUnavailable if the store cannot be reached.
@@ -412,7 +412,7 @@ class Server:
     async def abort(self) -> None:
         """End the server as a crash would, for tests: settle nothing and hand nothing back.
 
-        Its leases stay in the store. Handlers on the event loop are cancelled.
+        The server's leases stay in the store. Handlers on the event loop are cancelled.
         """
         self._stopping.set()
         async with self._stop_once:

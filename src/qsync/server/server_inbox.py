@@ -91,7 +91,7 @@ class ServerInbox:
         """Set once the orders that were in the inbox at the start have been discarded."""
         self._again = asyncio.Event()
         self._recorded_running = 0
-        """Number of running tasks in the last record."""
+        """Number of running tasks that the last record shows."""
         self._corrected = False
         """Whether the record has already been published early since it was last due."""
         self._registered = False
@@ -145,7 +145,7 @@ class ServerInbox:
         ]
         registering = not self._registered
         if registering:
-            self._registered = True  # set first: `announce_again` may clear it during the call
+            self._registered = True  # first: `announce_again` may clear the flag during the call
             calls.append(registry_ops.register(keys, self._queues))
         replies = await self._broker.run_many(calls)
         if registering and isinstance(replies[-1], QsyncError):
@@ -258,7 +258,8 @@ STACKS_KEPT: Final = 5
 """Maximum number of stacks in a server's record."""
 
 RUNS_RECORDED: Final = 100
-"""Maximum number of tasks whose start is in a server's record: the tasks that have run longest."""
+"""Maximum number of tasks whose start is in a server's record; these tasks have been running
+longest."""
 
 ELSEWHERE: Final = "The handler runs in another process of this server, which does not answer."
 
@@ -295,7 +296,8 @@ class HandlerStacks:
         }
 
     def _longest(self) -> list[tuple[str, str, int]]:
-        """Return queue, id and start (us, store's clock) of the tasks that have run longest."""
+        """Return the queue, id and start (us, store's clock) of the tasks that have been running
+        longest."""
         running = [
             (leased.begun_s, queue.name, leased.id)
             for queue in self._queues.values()
@@ -334,7 +336,7 @@ def _awaiting(coroutine: Any) -> list[FrameSummary]:
         if frame is None:
             break
         frames += traceback.StackSummary.extract([(frame, frame.f_lineno)])
-        # The inline starter drives a run without awaiting it.
+        # A run that was started inline is not awaited, so take its coroutine from the frame.
         driven = frame.f_code.co_name == "_resume"
         inner = frame.f_locals.get("run") if driven else None
         for name in ("cr_await", "gi_yieldfrom", "ag_await"):

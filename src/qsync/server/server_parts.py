@@ -15,7 +15,7 @@ Work = Callable[[], Awaitable[None]]
 
 
 class Part(Protocol):
-    """Something that is started and stopped with a server."""
+    """A part that starts and stops with a server."""
 
     async def start(self) -> None:
         """Start the part; return once the next one may start."""

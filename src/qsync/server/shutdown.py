@@ -1,4 +1,4 @@
-"""Ends the tasks of a server that stops, within its `shutdown_timeout` and a few seconds.
+"""Ends the tasks of a stopping server, within its `shutdown_timeout` plus a few seconds.
 
 If a node of the store does not reply, the tasks of other nodes are not delayed.
 """

@@ -51,7 +51,8 @@ class PlainContext:
 
 
 def ensure_context(type: str) -> Current | None:
-    """Return a plain context; return None if there is a context already, as inside a handler."""
+    """Return a context for a call in place; return None if there already is one, e.g. inside a
+    handler."""
     return PlainContext(plain_task(type)) if running.get(None) is None else None
 
 

@@ -123,7 +123,7 @@ class Stopping:
         A task that is being settled is ignored: the reply to its settlement states its outcome.
         """
         if leased.call is not None and leased.stop == "lost":
-            return  # known already; the call continues for other tasks
+            return  # the loss is known already; the call continues for other tasks
         if leased.phase in (QUEUED, RUNNING):
             self._on_lost(1)
             log.warning(

@@ -1,4 +1,4 @@
-"""Stored schedules: every server enqueues all due ticks, and the store accepts each one once.
+"""Stored schedules: every server enqueues all due ticks, and the store accepts each tick once.
 
 There is no leader and no lock. A server reads the due schedules, computes the next ticks, and sends
 both to a script, which ignores a schedule that has changed since then. So if several servers read
@@ -63,7 +63,7 @@ class TickCheck(NamedTuple):
 
     now_us: int
     next_us: int | None
-    """The next tick of all schedules, in microseconds; None if there are no schedules."""
+    """Earliest next tick of all schedules, in microseconds; None if there are no schedules."""
     rows: int
     """Number of due schedules that were read."""
     refused: list[str]
@@ -175,7 +175,7 @@ def _missed(row: StoredScheduleRow, ticks: TickRow, now_us: int) -> Note | None:
     if not row.record or row.next_us is None:
         return None
     first = ticks.tasks[0].id if ticks.tasks else None
-    if first == tick_id(row.name, row.next_us):  # by far the most frequent case
+    if first == tick_id(row.name, row.next_us):  # nearly always
         return None
     tick = None if first is None else tick_of(first)
     until_us = now_us if tick is None else tick[1] - 1
@@ -250,7 +250,7 @@ class StoredTicks:
         return QUEUES_INTERVAL_S
 
     def _log_excess(self, number: int) -> None:
-        """Log once that there are too many queues."""
+        """Log that there are too many queues, but only once."""
         if not self._is_over:
             self._is_over = True
             log.error(

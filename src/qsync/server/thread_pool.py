@@ -143,7 +143,7 @@ class ThreadPool:
             return True
         if call.abandoned:
             return call.started
-        call.abandoned = True  # set first: the thread sets `started`, then reads this
+        call.abandoned = True  # set first: the thread sets `started`, then reads `abandoned`
         if not call.started:
             return False
         call.counted_lost = True
@@ -163,7 +163,7 @@ class ThreadPool:
                 return  # later calls have waited for less
             if call.started or call.claim is None or call.future.done():
                 continue
-            call.withdrawn = True  # set first: the thread sets `started`, then reads this
+            call.withdrawn = True  # set first: the thread sets `started`, then reads `withdrawn`
             if not call.started:
                 call.future.set_exception(HandlerNotStarted())
 

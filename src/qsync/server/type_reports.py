@@ -100,7 +100,7 @@ class TypeReports:
         self._tasks = [asyncio.get_running_loop().create_task(self._run())]
 
     async def stop(self) -> None:
-        """Report for the last time."""
+        """Report the counts for the last time."""
         await cancel(self._tasks)
         await self.report(last=True)
 
@@ -211,7 +211,7 @@ class TypeReports:
 
 
 async def roll_up(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> bool:
-    """Put a queue's reports of past minutes into blocks; return False if there are none.
+    """Put a queue's reports of past minutes into blocks; return False if there are no reports.
 
     If two servers roll up the same reports at the same time, one of them changes nothing.
     """

@@ -103,7 +103,7 @@ class Wakes(AsyncPlacement):
         )
 
     def mark(self, queue: QueueState) -> int:
-        """Return a number that changes with each message for the queue, to pass to `listed`."""
+        """Return a number that changes with each message for the queue; pass it to `listed`."""
         return self._messages[queue.name]
 
     def listed(self, queue: QueueState, answer: IdleCheck, mark: int) -> None:
@@ -127,7 +127,7 @@ class Wakes(AsyncPlacement):
         self._later.add(timer)
 
     def follow_slots(self) -> None:
-        """Move subscriptions to the nodes that have the queues now."""
+        """Move subscriptions to the nodes that currently have the queues."""
         for channel, listener in list(self._by_channel.items()):
             self._follow_slot(channel, listener, self._node_of(channel))
 
