@@ -24,7 +24,7 @@ Every queue does the same work on the same store: a Valkey without AOF on the sa
 emptied before each part. All queues take a turn in each round, and the figures are medians of the
 rounds. Each queue has its own environment with the same interpreter, one server process, hiredis
 and uvloop where it can use them, and the settings that its documentation recommends for fast
-at-least-once delivery, if it offers that. The ratio to qsync is in brackets; coroutines are
+at-least-once delivery, if the queue offers it. The ratio to qsync is in brackets; coroutines are
 compared with coroutines, and threads with threads. For rates, higher is better; for latency and
 memory, lower is better.
 
@@ -32,13 +32,14 @@ memory, lower is better.
   payloads of 32 bytes and handlers of the kind shown (coroutines: 100 at once). The server measures
   the time from the start of the first handler to the end of the last one. At most one task in a
   hundred may run more than once.
-* **one by one**: one caller awaits each enqueue (for threads: uses the blocking client).
-  **concurrent**: 100 coroutines of one process enqueue. **bulk**: the queue's own bulk call, with
-  10,000 tasks per call; a dash means that the queue has no such call.
+* **one by one**: one caller awaits each enqueue (for threads, with the blocking client).
+  **concurrent**: 100 coroutines of one process enqueue concurrently. **bulk**: the queue's own bulk
+  call, with 10,000 tasks per call; a dash means that the queue has no such call.
 * **p50, p95, p99**: the time from just before an enqueue to the start of its handler, on an idle
   server.
 * **B a task**: growth of the store's `used_memory`, without its clients' buffers, per waiting task.
-  This is the mean over tasks 5,000 to 10,000, because tables grow in steps; it is measured once.
+  The figure is the mean over tasks 5,000 to 10,000, because tables grow in steps, and is measured
+  once.
 * **by id**: whether the queue's API can find a waiting task by its id."""
 
 
