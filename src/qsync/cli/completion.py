@@ -21,12 +21,12 @@ STORE_TIMEOUT_S: Final = 1.0
 
 
 def queues(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of the queues that begin with the text."""
+    """Return the queue names that begin with the text."""
     return _names(ctx, incomplete, lambda inspector: inspector.queue_names())
 
 
 def servers(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the ids of the running servers that begin with the text."""
+    """Return the server ids that begin with the text, of running servers only."""
 
     async def read(inspector: Inspector) -> list[str]:
         return (await inspector.overview(names=())).servers
@@ -35,7 +35,7 @@ def servers(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def schedules(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of the schedules that begin with the text."""
+    """Return the schedule names that begin with the text."""
 
     async def read(inspector: Inspector) -> list[str]:
         return [info.name for info in await inspector.schedules()]

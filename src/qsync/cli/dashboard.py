@@ -104,8 +104,8 @@ def dashboard(
 ) -> None:  # fmt: skip
     """Serve the dashboard until stopped.
 
-    By default it listens on this machine only and is read-only. To listen on other addresses, set a
-    token and put TLS in front.
+    By default the dashboard listens on this machine only and is read-only. To listen on other
+    addresses, set a token and put TLS in front.
     """
     logs.hold_standard_files()
     connections, _ = connections_of(store)
@@ -214,7 +214,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen()  # connections that arrive before the server runs now wait
+        listener.listen()  # from now on connections wait until the server runs
     except OSError as error:
         listener.close()
         why = error.strerror or error

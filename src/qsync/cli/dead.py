@@ -66,8 +66,8 @@ def retry(
 
     For example: qsync dead retry --type mail.send --error Timeout --dry-run
 
-    Runs in batches of 250, and skips tasks that die after the command started. A task stays dead if
-    another task holds its unique lock. For single tasks: qsync task retry ID.
+    The command works in batches of 250, and skips tasks that die after it started. A task stays
+    dead if another task holds its unique lock. To retry single tasks, use qsync task retry ID.
     """
     _check(filters, everything)
     with open_store(store) as session:
@@ -89,7 +89,8 @@ def delete(
 
     For example: qsync dead delete --older-than 30d
 
-    Runs in batches of 250, as `dead retry` does. For single tasks: qsync task delete ID.
+    The command works in batches of 250, as `dead retry` does. To delete single tasks, use qsync
+    task delete ID.
     """
     _check(filters, everything)
     with open_store(store) as session:

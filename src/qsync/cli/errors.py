@@ -54,7 +54,7 @@ from qsync.formatting import local_time, plural, relative
 from qsync.inspector import ErrorGroup, Filter, Inspector, merge_groups
 from qsync.state import TaskState
 
-HELP: Final = "Failed tasks grouped by error: list, show, retry, delete. Without a command: list."
+HELP: Final = "List, show, retry and delete failed tasks by error. Without a command, list them."
 
 errors: Final = CommandGroup(
     name="errors", help=HELP, invoke_without_command=True, epilog=EXIT_CODES
@@ -94,7 +94,7 @@ Sort = Annotated[str, sort_option(
 )]  # fmt: skip
 
 GroupId = Annotated[str, argument(
-    metavar="GROUP", help="Error id from `qsync errors list`, or its beginning.",
+    metavar="GROUP", help="Error id from `qsync errors list`, or the first characters of one.",
 )]  # fmt: skip
 
 
@@ -235,7 +235,7 @@ def retry(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Make the tasks of an error pending now; dead ones get a fresh set of attempts.
+    """Make the tasks of an error pending now; dead tasks get a fresh set of attempts.
 
     For example, once the provider is back: qsync errors retry 1f0c2a9b
     """

@@ -50,7 +50,9 @@ LimitName = Annotated[str, argument(
     help="Name of the limit, e.g. customer; for one value of it, add the value, e.g. customer:42.",
 )]  # fmt: skip
 
-Rate = Annotated[int | None, option(metavar="N", help="Number of tasks that may start in --per.")]
+Rate = Annotated[int | None, option(
+    metavar="N", help="Number of tasks that may start in each period (--per).",
+)]  # fmt: skip
 Per = Annotated[float | None, option(
     parser=duration_of, metavar="TIME", help="Period of --rate, e.g. 1s, 1m, 1h.",
 )]  # fmt: skip

@@ -46,7 +46,7 @@ HIDDEN: Final[dict[str, str]] = {
 COMMANDS: Final[dict[str, dict[str, str | None]]] = {
     "worker": {"epilog": None},
     "dashboard": {"epilog": None},
-    "stats": {"short_help": "Show what needs attention, and the tasks of queues."},
+    "stats": {"short_help": "Show problems, and the tasks of each queue by state."},
     "top": {"short_help": "Watch queues, servers and running tasks."},
     "events": {"short_help": "Show who changed what, and when."},
     "doctor": {"epilog": None, "short_help": "Check whether the store is suitable for qsync."},

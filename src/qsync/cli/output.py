@@ -40,7 +40,7 @@ _BEYOND_ASCII: Final = re.compile(r"[^\n -~]")
 
 
 class Column(NamedTuple):
-    """A column of a table. On a narrow terminal, only columns that `shrink` are cut."""
+    """A column of a table. On a narrow terminal, only columns with `shrink` are cut."""
 
     name: str
     right: bool = False

@@ -1,4 +1,4 @@
-"""Asks before something is deleted, shows the progress of long work, and names the user."""
+"""Confirmation prompts, the progress of long work, and the name of the user."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import typer
 from qsync.cli.command import NOT_DONE, USAGE, exit_with
 
 TERMINAL_INTERVAL_S: Final = 0.1
-"""Minimum time between two progress messages on a terminal."""
+"""Minimum time between two progress messages on a terminal, in seconds."""
 
 LOG_INTERVAL_S: Final = 5.0
-"""Minimum time between two progress messages, elsewhere than on a terminal."""
+"""Minimum time between two progress messages that do not go to a terminal, in seconds."""
 
 
 def confirm(question: str, *, yes: bool, effect: str = "deletes data") -> None:

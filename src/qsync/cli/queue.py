@@ -84,7 +84,7 @@ def pause(
 
     For example: qsync queue pause mail --why "provider is down"
 
-    Survives restarts. Running tasks continue, and tasks can be enqueued.
+    The pause survives restarts. Running tasks continue, and tasks can be enqueued.
     """
     author = current_user() if by is None else by
 
@@ -145,7 +145,8 @@ def purge(
 
     For example: qsync queue purge mail --state pending --state retry
 
-    Deletes in batches of 100. Running tasks are not affected; stop them with `qsync task cancel`.
+    The command deletes in batches of 100. Running tasks are not affected; stop them with `qsync
+    task cancel`.
     """
     with open_store(store) as session:
         if not states:
@@ -190,7 +191,8 @@ def delete(
 ) -> None:
     """Delete a queue, its counters and schedules.
 
-    Fails while a running server takes tasks from the queue. A queue with tasks needs --force.
+    The command fails while a running server takes tasks from the queue. To delete a queue that has
+    tasks, add --force.
     """
     with open_store(store) as session:
         info = session.run(check_queue(session.inspector, name))

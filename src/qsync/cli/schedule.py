@@ -1,4 +1,7 @@
-"""`qsync schedule`: list, show, put, pause, resume, trigger, delete; see `schedule_backfill`."""
+"""`qsync schedule`: list, show, put, pause, resume, trigger, delete.
+
+The module `schedule_backfill` adds `history` and `backfill`.
+"""
 
 from __future__ import annotations
 
@@ -64,8 +67,8 @@ def list_schedules(
     *,
     queue: OnlyQueue = None,
     name: Annotated[str, option(
-        "--name", metavar="PREFIX", help="Only schedules whose names begin with this, e.g. "
-        "report-.",
+        "--name", metavar="PREFIX", help="Only schedules whose names begin with PREFIX, "
+        "e.g. report-.",
     )] = "",
     sort: Annotated[str, sort_option(
         SORTS, "Column to sort by: name, queue, next (soonest first) or last (latest first).  "
@@ -76,7 +79,7 @@ def list_schedules(
 ) -> None:  # fmt: skip
     """List the schedules of programs and those in the store, with their next runs.
 
-    Shows up to 1,000 of each kind per queue; use --name to find others.
+    The list has up to 1,000 schedules of each kind per queue; use --name to find others.
     """
     with open_store(store) as session:
         if queue is not None:
@@ -227,7 +230,7 @@ def pause(
 ) -> None:
     """Skip the runs of a schedule until it is resumed.
 
-    Survives restarts.
+    The pause survives restarts.
     """
     author = current_user() if by is None else by
     with open_store(store) as session:

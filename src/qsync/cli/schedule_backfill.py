@@ -78,7 +78,7 @@ def backfill(
 
     For example: qsync schedule backfill nightly --from 2026-11-01 --to 2026-11-08 --dry-run
 
-    Skips ticks that have already run, according to the store.
+    The command skips ticks that have already run, according to the store.
     """
     if start is None or end is None:
         exit_with("--from and --to are required", USAGE)

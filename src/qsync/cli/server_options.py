@@ -21,7 +21,7 @@ Threads = Annotated[int | None, option(
 )]  # fmt: skip
 
 TaskProcesses = Annotated[int | None, option(
-    metavar="N", help='Child processes per process of the worker, for handlers with '
+    metavar="N", help='Child processes per worker process, for handlers with '
     'executor="process".  [default: one per CPU]',
 )]  # fmt: skip
 

@@ -18,7 +18,7 @@ from qsync.formatting import duration, percent, plural, relative
 from qsync.inspector import Change, Inspector, ServerInfo
 
 HELP: Final = (
-    "List running servers (worker processes), drain and stop them. Without a command: list."
+    "List, drain and stop running servers (worker processes). Without a command, list them."
 )
 
 servers: Final = CommandGroup(
@@ -50,7 +50,7 @@ def list_servers(
     """List the running servers.
 
     RUNNING shows how many tasks a server is running and how many it can run, as of its last
-    heartbeat, up to half a lease (15 s) ago. With --tasks, the leases are current. A
+    heartbeat, up to half a lease (15 s) ago. With --tasks, the command reads the current leases. A
     server may hold more leases than it runs tasks, because it leases tasks before they start.
     """
     with_tasks = tasks or output.format is Format.JSON

@@ -47,7 +47,7 @@ task: Final = CommandGroup(
 )
 
 RATE_INTERVAL_S: Final = 0.5
-"""How long to measure a queue's rate in order to estimate when a task will start."""
+"""How long to measure a queue's rate to estimate when a task will start, in seconds."""
 
 
 @task.command("list")

@@ -54,7 +54,7 @@ def top(
 
     The key > sorts queues by the next column, and < by the previous one; a v marks the column.
 
-    Prints one frame if standard output is not a terminal.
+    If standard output is not a terminal, the command prints one frame and exits.
     """
     out = console()
     live = out.is_terminal and not out.is_dumb_terminal and not once

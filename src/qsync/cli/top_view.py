@@ -23,7 +23,7 @@ RATES: Final = ("enqueued", "completed", "failed")
 """Counters shown as rates per second."""
 
 RATE_COLUMNS: Final = ("in/s", "ok/s", "fail/s")
-"""Names of the columns of RATES."""
+"""Names of the columns that show RATES, in the same order."""
 
 BUSIEST: Final = 10
 """Number of queues whose running tasks are read: those with the most running tasks."""
@@ -32,8 +32,10 @@ TASKS_READ: Final = 100
 """Number of running tasks read per queue."""
 
 TITLE_LINES: Final = 3
+"""Number of lines of the title, with the empty lines around it."""
+
 HEADER_LINES: Final = 2
-"""Number of lines that the title takes, and that each table takes in addition to its rows."""
+"""Number of lines of each table in addition to its rows."""
 
 STATES: Final = (
     TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE, TaskState.SCHEDULED, TaskState.RETRY,

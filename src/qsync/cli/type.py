@@ -35,7 +35,7 @@ from qsync.inspector import Period, RunStats, ServerStart, SlowTask, TypeInfo, T
 from qsync.inspector.type_values import PERIODS
 from qsync.inspector.types import LISTED_PERIODS
 
-HELP: Final = "Types of tasks: list, show, pause, resume. Without a command: list."
+HELP: Final = "List, show, pause and resume task types. Without a command, list them."
 
 type_: Final = CommandGroup(name="type", help=HELP, invoke_without_command=True, epilog=EXIT_CODES)
 
@@ -87,8 +87,8 @@ def list_types(
 
     For example: qsync types --queue mail --period 24h --sort failed
 
-    WAIT and RUN show the median and the 95th percentile. PENDING and DEAD count among the first
-    1,000 tasks; a + means that there are more tasks.
+    WAIT and RUN show the median and the 95th percentile. PENDING and DEAD are counts among the
+    first 1,000 tasks in the state; a + means that there are more tasks.
     """
     with open_store(store) as session:
 
@@ -243,7 +243,8 @@ def pause(
 
     For example: qsync type pause send_mail --queue mail --reason "provider is down"
 
-    Survives restarts. Running tasks continue, and tasks can be enqueued: they wait as `limited`.
+    The pause survives restarts. Running tasks continue, and tasks can be enqueued: they wait in the
+    state `limited`.
     """
     author = current_user() if by is None else by
     with open_store(store) as session:

@@ -50,7 +50,7 @@ def _converted(value: Any, descriptor: Any, param: Any) -> Any:
         try:
             return info.parser(value)
         except Exception:
-            return _MISSING  # typer writes the error message
+            return _MISSING  # typer fails as well, and writes the error message
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return annotation._value2member_map_.get(value, _MISSING) if type(value) is str else value
     if get_origin(annotation) is Literal:

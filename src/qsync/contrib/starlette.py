@@ -104,7 +104,7 @@ def client_of(connection: HTTPConnection) -> AsyncClient:
     Raises ConfigError when no such lifespan is running.
     """
     client: AsyncClient | None = getattr(connection.state, CLIENT, None)
-    if client is None:  # a test or a server that does not pass on the lifespan's state
+    if client is None:  # the server, or a test, has not passed on the lifespan's state
         client = next((client for _, client in reversed(_running(connection.app))), None)
     if client is None:
         raise ConfigError(

@@ -148,8 +148,8 @@ class Dashboard(Starlette):
 
     While it runs, it reads the queues every 5 s for its charts. A mounted dashboard gets no
     lifespan events, unless the outer app passes them on; that app can use `async with dashboard:`
-    in its own lifespan. Without either, reading starts with the first request and ends with the
-    event loop.
+    in its own lifespan. If it does neither, reading starts with the first request and ends with
+    the event loop.
     """
 
     def __init__(self, sites: Sequence[Site], rules: Rules) -> None:

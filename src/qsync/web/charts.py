@@ -128,8 +128,8 @@ def _steps(
 
 @lru_cache(maxsize=8192)
 def _value_text(language: str, unit: str, value: float) -> str:
-    """Return a value in the given language, which is the current one. Results are cached, because
-    a page has a thousand values."""
+    """Return a value in the current language, which is an argument for the cache only. Results are
+    cached, because a page has a thousand values."""
     return _text(unit, value)
 
 

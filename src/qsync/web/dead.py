@@ -23,7 +23,7 @@ async def list_some(site: Site, request: Request) -> Response:
 
 
 async def run(site: Site, request: Request) -> Response:
-    """Re-run the selected tasks; or, after confirmation, all matching tasks."""
+    """Re-run the selected tasks; or re-run all matching tasks, after confirmation."""
     form = await site.form(request)
     selection = selection_of(form, TaskState.DEAD)
     if form.text("scope") != "all" and not form.text("cursor"):

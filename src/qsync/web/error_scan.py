@@ -1,4 +1,4 @@
-"""Groups the failed tasks of all queues by error in the background, while the page is open."""
+"""Groups the failed tasks of all queues by error, in the background, while a page needs them."""
 
 from __future__ import annotations
 

@@ -86,9 +86,9 @@ def check_language(code: str | None) -> Language | None:
 def language_of(request: Request, default: Language | None) -> Language:
     """Return the language for a request.
 
-    This is the first that is known of: the user's choice on the page, the option of the host
-    application, the language in which that application serves this request, the browser's
-    preference, and English.
+    These sources are tried in order: the user's choice on the page, the option of the host
+    application, the language in which that application serves this request, and the browser's
+    preference. If none of them names an available language, it is English.
     """
     chosen = LANGUAGES.get(request.cookies.get(COOKIE, "")) or default
     return chosen or preferred(_asked(request)) or ENGLISH

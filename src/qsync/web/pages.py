@@ -57,8 +57,8 @@ class Flash(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass
 class StoreClock:
-    """How far the store's clock is ahead of this machine's, and the time.monotonic of that
-    reading."""
+    """How far the store's clock is ahead of this machine's, and when it was read, by
+    time.monotonic."""
 
     ahead_s: float = 0.0
     read_at: float = -math.inf

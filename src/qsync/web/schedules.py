@@ -180,7 +180,8 @@ async def forget(site: Site, request: Request) -> Response:
     name, queue = _schedule_of(form)
     if form.text("sure") != "yes":
         text = _(
-            "No running server publishes this schedule. If a server publishes it again, it returns."
+            "No running server publishes this schedule. It reappears if a server publishes it "
+            "again."
         )
         return _ask_to_delete(site, request, form, text)
     change = await site.acting(request).forget_schedule(name, queue=queue)

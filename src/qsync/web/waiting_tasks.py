@@ -15,7 +15,7 @@ from qsync.web.translation import _, ngettext
 
 
 async def run(site: Site, request: Request) -> Response:
-    """Run the selected tasks now; or, after confirmation, all matching tasks."""
+    """Run the selected tasks now; or run all matching tasks now, after confirmation."""
     form = await site.form(request)
     selection = selection_of(form)
     if form.text("scope") != "all" and not form.text("cursor"):

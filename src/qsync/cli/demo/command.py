@@ -85,7 +85,7 @@ def _run(console: Console, folder: Path, tasks: int, *, clean_up: bool) -> Summa
     from qsync.cli.demo.account import DemoError
 
     async def play() -> Summary:
-        from qsync.cli.demo.run import Run  # this reads the environment
+        from qsync.cli.demo.run import Run  # imports `tasks`
 
         loop, task = asyncio.get_running_loop(), cast("asyncio.Task[Any]", asyncio.current_task())
         for stop_signal in (signal.SIGTERM, signal.SIGHUP):

@@ -1,4 +1,4 @@
-"""The dashboard in a Django site, under WSGI and ASGI. Needs the extra `web` as well.
+"""The dashboard in a Django site, under WSGI and ASGI. This module also needs the extra `web`.
 
 The dashboard is an ASGI app whose connections belong to one event loop, while Django runs views on
 many threads. So each process starts one thread with an event loop for the dashboard at the first

@@ -81,7 +81,7 @@ class Schedule(models.Model):
     objects: models.Manager[Any] = _NoRows()
 
     class Meta:
-        """No table; dumpdata and dumpdata --all use these managers."""
+        """No table, and the managers that dumpdata uses with and without --all."""
 
         managed = False
         base_manager_name = "objects"

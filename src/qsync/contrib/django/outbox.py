@@ -41,8 +41,8 @@ Sent = Any
 
 
 def _rows(database: str) -> Any:
-    """Return the outbox rows of a database. Models can be imported only after the apps are
-    loaded, so not at the top of this module."""
+    """Return the outbox rows of a database. The model is imported here because models can be
+    imported only after the apps are loaded."""
     from qsync.contrib.django.models import OutboxRow
 
     return OutboxRow.objects.using(database)

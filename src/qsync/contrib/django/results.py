@@ -29,7 +29,7 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
     info = status(id, queue, shown)
     failure = decode_failure(shown.failure)
     record = _kept(shown)
-    args, kwargs = tasks.stored_call(info.value()) or ([], {})  # another kind of payload has none
+    args, kwargs = tasks.stored_call(info.value()) or ([], {})  # else not of django.tasks
     began = _begun(shown, failure)
     if began is not None and info.finished_at is not None:
         began = min(began, info.finished_at)  # the server's clock may be ahead

@@ -24,8 +24,8 @@ from qsync.task import Arguments, Task
 log: Final = logging.getLogger("qsync.django")
 
 Sent = Callable[[str, bool], None]
-"""Receives the id of the task in the store, and whether the task is new. With `on_duplicate="skip"`
-or `debounce`, it may be the id of another task."""
+"""Function that takes the id of the task in the store, and whether the task is new. With
+`on_duplicate="skip"`, `"replace"` or `debounce`, it may be the id of another task."""
 
 
 def _nothing(id: str, created: bool, /) -> None:

@@ -109,7 +109,7 @@ def register(task: Any) -> None:
 
 
 def make(task: Any, result: Any, defaults: Mapping[str, Any]) -> Task[Any]:
-    """Return the task for the store; raise qsync.InvalidTask if an option is invalid."""
+    """Build the task to send to the store; raise qsync.InvalidTask if an option is invalid."""
     options = _options_of(task, defaults)
     enqueued_us = round(timezone.now().timestamp() * 1_000_000)
     options["headers"] = {

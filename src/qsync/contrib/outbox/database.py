@@ -45,12 +45,12 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DueRows:
-    """Which rows a relay takes: those created before a time, and those from a wrong clock.
+    """Which rows a relay reads: those created before a time, and those from a wrong clock.
 
     before  creation time before which a row is sent, by this machine's clock
-    after   creation time after which a row is from a wrong clock
+    after   creation time after which a row comes from a wrong clock
     ids     ids of rows to skip
-    queues  queues whose rows to skip
+    queues  queues of which all rows are skipped
     """
 
     before: datetime

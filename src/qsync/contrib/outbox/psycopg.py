@@ -44,7 +44,7 @@ MakeRow = Callable[[Task[Any]], UnsentRow]
 
 
 class Statements:
-    """The statements for a table, whose name may include a schema: `shop.qsync_outbox`."""
+    """The SQL statements for an outbox table; its name may have a schema: `shop.qsync_outbox`."""
 
     def __init__(self, table: str) -> None:
         name = Identifier(*table.split("."))
@@ -175,7 +175,7 @@ class _AsyncCommittedRows:
         self._statements = statements
 
     async def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
-        """Return all rows: the transaction has read them just before its commit."""
+        """Return all rows: the transaction checked just before its commit that they exist."""
         return rows
 
     async def earlier(self, row: UnsentRow) -> Sequence[UnsentRow] | None:

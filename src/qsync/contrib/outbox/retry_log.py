@@ -68,6 +68,6 @@ class RetryLog:
 
 def first_line(error: BaseException) -> str:
     """Return the class and the first line of an error. Further lines of a driver's error may
-    contain the statement and its parameters, which are tasks."""
+    contain the SQL statement with its parameters, and so the payloads of tasks."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
