@@ -120,7 +120,7 @@ class BatchFunction(Generic[V]):
         return self._connections.aenqueue(self.build(payload))
 
     def enqueue_sync(self, payload: Any = b"", /) -> Handle[Any]:
-        """Enqueue one task with this payload, and return its Handle; blocks.
+        """Enqueue one task with this payload, and return its Handle; the call blocks.
 
         Raises what `Client.enqueue` raises, and ConfigError when an event loop is running in this
         thread (use `await enqueue()`).

@@ -159,7 +159,10 @@ class Connections:
 
     @property
     def address(self) -> Address:
-        """Address of the store. Reading it starts an embedded:// store if needed, which blocks."""
+        """Address of the store.
+
+        Reading the address starts an embedded:// store if needed, which blocks.
+        """
         where = self._where
         if isinstance(where, Address):
             return where
@@ -267,7 +270,7 @@ class Connections:
         return loop_client.client
 
     def enqueue(self, task: Task[Any]) -> Handle[Any]:
-        """Enqueue a task of a task function, and return its handle; blocks."""
+        """Enqueue a task of a task function, and return its handle; the call blocks."""
         if self.sender is not None:
             return self.sender.enqueue(task)
         return self.shared().enqueue(task)

@@ -337,7 +337,7 @@ def _is_pydantics_own(function: Any) -> bool:
 def _detail_text(error: Any, names: set[str]) -> str:
     """Return an error of pydantic as text, without quoting the value."""
     quoting = {
-        "union_tag_invalid": "Input has a tag that is none of the expected ones",
+        "union_tag_invalid": "Input has an unexpected tag",
         "uuid_parsing": "Input should be a valid UUID",
     }
     message = quoting.get(error["type"], error["msg"])

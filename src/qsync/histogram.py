@@ -137,8 +137,8 @@ class Histogram(msgspec.Struct):
         """Estimate a quantile, in seconds; None if the histogram is empty.
 
         The result is the middle of a cell. If the counts are known by cell, or the share is MEDIAN
-        or HIGH, the error is therefore at most half of the cell's width, i.e. 7 %. The longest
-        result is a day.
+        or HIGH, the error is therefore at most half of the cell's width, i.e. 7 %. No result is
+        longer than a day.
         """
         cells = self._cells_at((share,))
         return None if cells is None else _middle(cells[0])

@@ -20,7 +20,7 @@ class Sender(Protocol):
     """Sends the tasks that task functions enqueue; replaces the app's shared clients."""
 
     def enqueue(self, task: Task[Any]) -> Handle[Any]:
-        """Send the task now or later, and return its handle; blocks."""
+        """Send the task now or later, and return its handle; the call blocks."""
 
     async def aenqueue(self, task: Task[Any]) -> AsyncHandle[Any]:
         """Send the task now or later, and return its handle."""

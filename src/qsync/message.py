@@ -150,7 +150,7 @@ class FailedAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """First line of the error, at most SHORT_ERROR_LIMIT bytes."""
 
     begun_us: int = 0
-    """Time at which the handler began, us; 0 if unknown."""
+    """Time at which the handler began, in microseconds; 0 if unknown."""
 
     error_class: str = ""
     """Module and qualified name of the exception's class; empty if unknown."""
@@ -166,16 +166,18 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     error: str = ""
     failed_at_us: int = 0
     unknown_since_us: int = 0
-    """Time at which a server without a handler first handed the task back, us; 0 if none did."""
+    """Time, in microseconds, at which a server without a handler first handed the task back; 0 if
+    none did."""
     unknown_times: int = 0
     due_us: int = 0
-    """Earliest time of the next attempt, us."""
+    """Earliest time of the next attempt, in microseconds."""
     history: tuple[FailedAttempt, ...] = ()
     """Last HISTORY_LIMIT failed attempts, oldest first, including those before a re-run."""
     snoozes: int = 0
     """Number of times that the handler raised Snooze."""
     snoozed_at_us: int = 0
-    """Time of the last snooze, us; 0 if there was no snooze since the last failed attempt."""
+    """Time of the last snooze, in microseconds; 0 if there was none since the last failed
+    attempt."""
     mark: str = ""
     """Mark that groups failures by error (`fingerprint.mark_of`); a script reads it from the end of
     the record."""
@@ -212,7 +214,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Why the result of a completed task could not be stored; None if the result is stored."""
 
     begun_us: int = 0
-    """Time at which the handler began, us; 0 if unknown."""
+    """Time at which the handler began, in microseconds; 0 if unknown."""
 
 
 NONE_VALUE: Final = codec.encode(None)

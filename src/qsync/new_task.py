@@ -62,7 +62,8 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     retention_us: int | None
     decode: Callable[[Result], Any] | None = None
     remember_us: int = 0
-    """How long the store refuses this id, even after the task has left the queue, us."""
+    """How long, in microseconds, the store refuses this id, even after the task has left the
+    queue."""
     flow: FlowOptions | None = None
     """Options of flow control; None if the task has none."""
     skips: bool = False

@@ -53,7 +53,8 @@ def result_if_finished(id: str, queue: str, shown: StoredTask | None) -> Result 
 
 
 def retention_of(shown: StoredTask) -> int | None:
-    """Return how long the task is kept after success, us; None if it is not kept, or unknown."""
+    """Return how long the task is kept after success, in microseconds; None if it is not kept, or
+    if that is unknown."""
     message = message_of(shown)
     return None if message is None else _retention(message)
 

@@ -1,6 +1,6 @@
 """Tasks as callers pass them and as handlers see them.
 
-They are frozen values that hold no connection.
+Both are frozen values that hold no connection.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         return await self._connections.aenqueue(task)
 
     def enqueue_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
-        """Enqueue a task for these arguments, and return its Handle; blocks.
+        """Enqueue a task for these arguments, and return its Handle; the call blocks.
 
         Raises InvalidTask as `build` does, ConfigError if an event loop is running in this thread
         (use `await enqueue()`), and whatever `Client.enqueue` raises, e.g. DuplicateTask and
@@ -299,7 +299,7 @@ def check_options(where: str, settings: Mapping[str, Any], *others: str) -> None
 def task_name(function: Callable[..., Any]) -> str:
     """Return the default name of a function's task.
 
-    Raises ConfigError if no server could import it.
+    Raises ConfigError if no server could import the function.
     """
     module: str | None = function.__module__
     if module in ("__main__", "__mp_main__"):

@@ -33,7 +33,7 @@ from qsync.results import Deadline, poll_intervals, result_if_finished, retentio
 log: Final = logging.getLogger("qsync.client")
 
 RESULT_GRACE_S: Final = 1.0
-"""How long beyond its timeout `result` may take if the store does not answer, in seconds."""
+"""How long, in seconds, `result` may take beyond its timeout if the store does not answer."""
 
 ORDER_TTL_MS: Final = 60_000
 """Lifetime, in milliseconds, of an order in the inbox of a server, since the server may be dead."""

@@ -36,7 +36,7 @@ def test_processes_at_their_task_limit_are_replaced_one_at_a_time_without_loss(
         worker.wait_ready(2)
         worker.enqueue("wait", *["note"] * 100)
         worker.wait_history("ran", 100, timeout=60)
-        wait_until(lambda: " is replaced: " in worker.out(), timeout=30)
+        wait_until(lambda: " is being replaced: " in worker.out(), timeout=30)
         (tmp_path / "go").touch()  # the waiting handler ends
         worker.wait_history("end")
         for wave in range(1, 4):
@@ -45,11 +45,11 @@ def test_processes_at_their_task_limit_are_replaced_one_at_a_time_without_loss(
             wait_until(lambda: all_replaced_have_ended(worker.out()), timeout=60)
             worker.enqueue(*["note"] * 100)
             worker.wait_history("ran", 100 + 100 * wave, timeout=60)
-            wait_until(lambda: worker.out().count(" is replaced: ") > wave, timeout=60)  # noqa: B023 - called here
+            wait_until(lambda: worker.out().count(" is being replaced: ") > wave, timeout=60)  # noqa: B023 - called here
         assert worker.end(timeout=60) == 0, worker.out()
         assert len(worker.history("ran")) == 400
         assert len(worker.history("begin")) == 1
-        replaced = re.findall(r"process (\d) \(pid (\d+)\) is replaced: (.*)", worker.out())
+        replaced = re.findall(r"process (\d) \(pid (\d+)\) is being replaced: (.*)", worker.out())
         assert re.match(r"it has run \d+ tasks, and --max-tasks is 20", replaced[0][2])
         check_one_at_a_time(worker.out())
     stats = own_store.command("HGETALL", "{qsync:default}:stats")
@@ -59,14 +59,16 @@ def test_processes_at_their_task_limit_are_replaced_one_at_a_time_without_loss(
 
 
 def all_replaced_have_ended(log: str) -> bool:
-    return all(f"(pid {pid}) ended" in log for pid in re.findall(r"\(pid (\d+)\) is replaced", log))
+    return all(
+        f"(pid {pid}) ended" in log for pid in re.findall(r"\(pid (\d+)\) is being replaced", log)
+    )
 
 
 def check_one_at_a_time(log: str) -> None:
     """Check that each process has ended before another process is replaced."""
     replacing: str | None = None
     for line in log.splitlines():
-        if found := re.search(r"\(pid (\d+)\) is replaced: ", line):
+        if found := re.search(r"\(pid (\d+)\) is being replaced: ", line):
             assert replacing is None, log
             replacing = found[1]
         elif replacing is not None and f"(pid {replacing}) ended" in line:
@@ -80,7 +82,7 @@ def test_a_process_that_takes_too_much_memory_is_replaced(tmp_path: Path, store:
         worker.wait_ready(1)
         worker.enqueue(*["grow"] * 8)
         worker.wait_history("grown", 8, timeout=60)
-        wait_until(lambda: " is replaced: " in worker.out(), timeout=30)
+        wait_until(lambda: " is being replaced: " in worker.out(), timeout=30)
         worker.wait_ready(2)
         assert re.search(r"it uses [\d.]+ MiB, and --max-memory is 250 MiB", worker.out())
         worker.enqueue("note")

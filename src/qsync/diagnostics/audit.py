@@ -49,7 +49,7 @@ MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
     "lock unkept": ("a unique lock would expire before its task ends", "kept until the task ends"),
     "strange lock": ("an entry of the unique locks is invalid", "removed"),
     "next run kept": (
-        "a task that ended still has the next run that replaced it while it ran",
+        "a task has ended, but its stored next run was not enqueued",
         "run, without a lock",
     ),
     "hold kept": ("a task that ended or waits for a limit holds limits", "freed"),

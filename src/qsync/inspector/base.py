@@ -227,7 +227,7 @@ class Base:
         return readable(names, await self._replies([read(name) for name in names]))
 
     async def _replies(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        """Run all calls in batches; the reply of a refused call is its SchemaMismatch."""
+        """Run all calls in batches; the reply to a refused call is a SchemaMismatch."""
         results: list[Any] = []
         for start in range(0, len(calls), CALLS_PER_TRIP):
             part = calls[start : start + CALLS_PER_TRIP]

@@ -29,7 +29,8 @@ MOST_BACKFILLED: Final = 1000
 """Maximum number of ticks in a backfill."""
 
 REMEMBERED_US: Final = 7 * 86_400_000_000
-"""How long the id of a backfilled tick is refused after its task has left the queue, in us."""
+"""How long, in microseconds, the id of a backfilled tick is refused after its task has left the
+queue."""
 
 NOTED: Final = 100
 

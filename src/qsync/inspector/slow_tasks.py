@@ -43,8 +43,8 @@ class _SlowTasksMixin(_LiveServersMixin):
     async def slow_tasks(self, type: str, *, queue: str = "default") -> list[SlowTask]:
         """Return up to 10 tasks of a type: those whose last attempts took the longest.
 
-        The search covers the first 250 running and the last 250 dead tasks of the queue. It also
-        covers the type's ten slowest completed runs of today and its ten slowest of yesterday
+        The search covers the first 250 running and the last 250 dead tasks of the queue. The search
+        also covers the type's ten slowest completed runs of today and its ten slowest of yesterday
         (UTC), as servers report them.
         """
         keys = self._keys(queue)

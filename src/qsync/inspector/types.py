@@ -187,8 +187,9 @@ class _TypesMixin(Base):
         Pending tasks of the type are set aside (state `limited`) when servers reach them, so that
         tasks of other types run. Running tasks continue, and tasks that a server has already
         fetched may still start. If the type is already paused, the outcome is `done` too: `by` and
-        `why` are replaced, and the pause keeps its start time. The queue has layout 2 from then on.
-        Raises InvalidTask when 100 other types of the queue are paused: pause the queue instead.
+        `why` are replaced, and the pause keeps its start time. From then on the queue has layout 2,
+        and servers of versions without flow control stop serving it. Raises InvalidTask when 100
+        other types of the queue are paused: pause the queue instead.
         """
         keys = self._keys(queue)
         check_type(type)

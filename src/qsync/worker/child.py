@@ -216,7 +216,7 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
     except QsyncError as error:
         parent.send_error(error)
         return 1
-    except BaseException as error:  # for example from the lifespan
+    except BaseException as error:  # e.g. an error of the lifespan
         parent.send_error(error, program_trace(error))
         return 1
     finally:

@@ -91,7 +91,7 @@ def _tell_end(child: Child, level: int, then: str = "") -> None:
 def _stopped_by_order(child: Child, code: int) -> bool:
     """Return whether a child was killed by an order to stop, but had nothing to do.
 
-    Such a child's server had not started, or had already stopped.
+    The server of such a child had not started, or had already stopped.
     """
     idle = child.uptime_s is None or child.stopped
     return child.stop_requests > 0 and idle and code == -signal.SIGTERM
@@ -305,7 +305,9 @@ class Supervisor:
             async with self._rolling, slot.lock:
                 if self._stopping.is_set() or slot.child is not child or child.ended.is_set():
                     return
-                log.info("process %d (pid %d) is replaced: %s", child.number, child.pid, child.worn)
+                log.info(
+                    "process %d (pid %d) is being replaced: %s", child.number, child.pid, child.worn
+                )
                 if not await self._replace(slot):
                     log.warning("process %d keeps running; it is replaced later", child.number)
         finally:
