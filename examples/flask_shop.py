@@ -12,7 +12,7 @@ from werkzeug import Response
 
 from qsync import Client, InvalidTask, Qsync, TaskNotFound
 
-# Without QSYNC_URL the store is a private Valkey in the folder .qsync.
+# Without QSYNC_URL, the store is a private Valkey in the folder .qsync.
 queue = Qsync(os.environ.get("QSYNC_URL") or "embedded://", prefix="flask-shop")
 
 

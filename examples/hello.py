@@ -1,4 +1,4 @@
-"""A client, a server and a task in ten lines. They need a store at QSYNC_URL."""
+"""A client, a server and a task in ten lines. The program needs a store at QSYNC_URL."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from qsync import Mux, Qsync, Task, TaskInfo
 mux = Mux()
 
 
-@mux.handle("reindex-file")  # async def or def
+@mux.handle("reindex-file")  # a def function also works
 async def reindex(task: TaskInfo) -> str:
     print(task.id, task.payload)
     return f"{len(task.payload)} bytes"

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from qsync import AsyncClient, InvalidTask, Qsync, TaskNotFound
 from qsync.web import create_app
 
-# Without QSYNC_URL the store is a private Valkey in the folder .qsync.
+# Without QSYNC_URL, the store is a private Valkey in the folder .qsync.
 queue = Qsync(os.environ.get("QSYNC_URL") or "embedded://", prefix="litestar-shop")
 
 

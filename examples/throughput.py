@@ -2,8 +2,8 @@
 
     python examples/throughput.py [TASKS]
 
-It measures enqueues in bulk and from concurrent callers, and how fast one server process drains
-no-op tasks.
+The program measures how fast clients enqueue, in bulk and from concurrent callers, and how fast one
+server process drains no-op tasks.
 """
 
 import asyncio

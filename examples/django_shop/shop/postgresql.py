@@ -17,7 +17,7 @@ def account() -> str | None:
 
 
 def program(name: str) -> str:
-    """Return the path of a PostgreSQL program. Debian keeps most of these programs off the PATH."""
+    """Return the path of a PostgreSQL program; most of these are not on the PATH on Debian."""
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     path = str(found[-1]) if found else shutil.which(name)
     if path is None:

@@ -19,7 +19,7 @@ def index(request: HttpRequest) -> HttpResponse:
 @require_POST
 @transaction.atomic
 def buy(request: HttpRequest, product: str) -> HttpResponse:
-    """Save an order. Its task is sent when the transaction commits."""
+    """Save an order, and enqueue its task, which is sent when the transaction commits."""
     order = Order.objects.create(product=product)
     order.task = pack.enqueue_sync(order.pk).id
     order.save()

@@ -5,7 +5,7 @@ import os
 
 from qsync import Qsync
 
-# Without QSYNC_URL the store is a private Valkey in the folder .qsync.
+# Without QSYNC_URL, the store is a private Valkey in the folder .qsync.
 app = Qsync(os.environ.get("QSYNC_URL") or "embedded://", prefix="fastapi-shop", patience=3)
 
 
