@@ -180,7 +180,8 @@ class AsyncBroker(BaseBroker["AioPool"]):
         raise unavailable(reply, self.address) from reply
 
     async def primaries(self) -> list[Address]:
-        """Return the addresses of the primaries: the broker's own, or the cluster's."""
+        """Return the addresses of all primaries of a cluster; without a cluster, only the broker's
+        own address."""
         if self._slots is None:
             return [self.address]
         with mapped_errors(self.address):
@@ -423,7 +424,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
         since, error = refused
         if now - since < RECONNECT_S:
             return error
-        self._refused[pool] = now, error  # this call connects; other calls get the old error
+        self._refused[pool] = now, error  # this call connects; other calls raise the old error
         return None
 
 

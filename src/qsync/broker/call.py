@@ -25,7 +25,7 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
     """A description of one round trip to the store; a broker runs it.
 
     All keys are in one cluster slot. Running a call twice has the same effect as running it once.
-    With `wait`, `decode` gets a pair: the reply, and whether the wait confirmed it.
+    With `wait`, `decode` receives a pair: the reply, and whether the wait confirmed it.
     """
 
     script: Script
@@ -44,8 +44,8 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
         return Call(script, keys, args, self.decode, self.wait)
 
     def at(self, now_us: int) -> Call[T]:
-        """Return the call with `now` set to this time; a call that has a time or takes none is
-        unchanged."""
+        """Return the call with `now` set to this time; return the call unchanged if it already has
+        a time or takes none."""
         if not self.script.timed or self.args[0] != "":
             return self
         more = None if self.flow_args is None else (now_us, *self.flow_args[1:])
@@ -75,7 +75,7 @@ def queue_call(
 def queue_query(
     script: str, keys: QueueKeys, args: Sequence[Argument], decode: Callable[[dict[str, Any]], T]
 ) -> Call[T]:
-    """Return a call whose `decode` gets the script's reply as a dict of named fields."""
+    """Return a call whose `decode` receives the script's reply as a dict of named fields."""
     reply = load(script).reply
     return queue_call(script, keys, args, lambda values: decode(reply(values)))
 

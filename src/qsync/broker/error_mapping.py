@@ -220,7 +220,7 @@ def lacks_command(error: QsyncError) -> bool:
 
 
 def translate(error: BaseException, call: Call[Any], address: Address) -> QsyncError:
-    """Return qsync's exception for an error that a call got."""
+    """Return qsync's exception for an error that the store returned for a call."""
     name = call.script.name
     match classify(error):
         case Fault.FULL:
@@ -263,7 +263,7 @@ def _mismatch(text: str, call: Call[Any], address: Address) -> str:
 
 
 def unavailable(error: BaseException, address: Address) -> QsyncError:
-    """Return qsync's exception for a command that got no usable reply."""
+    """Return qsync's exception for a command without a usable reply."""
     return _refused("", error, address)
 
 

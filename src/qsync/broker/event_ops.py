@@ -50,7 +50,7 @@ def event_bytes(record: EventRecord, key: bytes, *, grows: bool) -> bytes:
     """Return an action in the form that the scripts expect.
 
     `key` is KEY_BYTES random bytes. With `grows`, calls with the same key and record are steps of
-    one action, and their numbers are added up; without it, they are repetitions of one call.
+    one action, and their numbers are added up. Without `grows`, they are repetitions of one call.
     """
     cut = {name: _cut(getattr(record, name), limit) for name, limit in _TEXT_BYTES.items()}
     return (b"+" if grows else b"-") + key + codec.encode(replace(record, **cut))

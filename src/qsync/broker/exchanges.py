@@ -76,7 +76,7 @@ def lone_command(calls: Sequence[Call[Any]], flow_queues: set[str]) -> Command |
 
 
 def after_lone(calls: Sequence[Call[Any]], replies: list[Any], flow_queues: set[str]) -> Exchanges:
-    """Continue a call whose `lone_command` got this reply; return the final reply, in a list."""
+    """Continue a call after this reply to its `lone_command`; return the final reply, in a list."""
     replies = yield from _repeat_unknown(calls, replies)
     return (yield from _repeat_refused(calls, replies, flow_queues))
 

@@ -199,7 +199,7 @@ class SocketWaker:
 
 
 class BlockingPop:
-    """A connection that waits until one of its lists has an element, and pops it."""
+    """A connection that waits until one of its lists has an element, and pops this element."""
 
     def __init__(self, broker: AsyncSource, keys: tuple[str, ...]) -> None:
         self.keys = keys

@@ -184,7 +184,7 @@ def reschedule(
 ) -> Call[Rescheduled]:
     """Change when a scheduled or retried task is due: `+<us>` from now, or `<us>` Unix time.
 
-    With a `call_id`, a repeated call gets the same answer. With `dry_run`, nothing changes.
+    With a `call_id`, a repeated call returns the same reply. With `dry_run`, nothing changes.
     """
     args = (now_argument(now_us), "", id, due, *call_id, int(dry_run))
 

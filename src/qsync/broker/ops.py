@@ -159,7 +159,7 @@ def fetch(
     At most `free` tasks with limits are leased, since they must start at once; None means `wanted`.
     `rules` is the generation for which the server has published its program's rules. If the data
     have another generation, no tasks with limits are leased; an empty `rules` matches any
-    generation. `again` means that this number was sent before and got no reply.
+    generation. `again` means that a fetch with this number was sent before, but received no reply.
     """
     script = load("fetch")
     args = (
@@ -345,7 +345,7 @@ def cancel(
 ) -> Call[tuple[Literal["cancelled", "active", "finished", "missing"], str]]:
     """Cancel a task; for the outcome `active`, also return the token of the task's lease.
 
-    With a `call_id`, a repeated call gets the same answer.
+    With a `call_id`, a repeated call returns the same reply.
     """
     retention = "" if retention_us is None else retention_us
     args = (now_argument(now_us), "", id, retention, *call_id)

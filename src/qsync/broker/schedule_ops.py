@@ -25,8 +25,8 @@ missing."""
 
 
 class PutOutcome(NamedTuple):
-    """The outcome of a put: the new record's stamp, or the program's schedule with the same
-    name."""
+    """The outcome of a put: the new record's stamp, or, if the name was refused, the program's
+    schedule with that name."""
 
     stamp: bytes
     of_program: bytes | None

@@ -46,7 +46,7 @@ class Finder(redis.sentinel.Sentinel):
         super().__init__(list(address.nodes), others, sentinel_kwargs=settings)
 
     def discover_master(self, service_name: str) -> tuple[str, int]:
-        """Return host and port of the primary; the error says why there is none."""
+        """Return the host and port of the primary; raise an error that says why there is none."""
         answers: list[Any] = []
         for sentinel in self.sentinels:
             try:
@@ -71,7 +71,7 @@ class AsyncFinder(redis.asyncio.sentinel.Sentinel):
         super().__init__(list(address.nodes), others, sentinel_kwargs=settings)
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        """Return host and port of the primary; the error says why there is none."""
+        """Return the host and port of the primary; raise an error that says why there is none."""
         answers: list[Any] = []
         for sentinel in self.sentinels:
             try:

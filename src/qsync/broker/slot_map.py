@@ -44,7 +44,7 @@ class SlotMap:
     def __init__(
         self, startup: Sequence[Node], remap: Callable[[Node], Node] | None = None
     ) -> None:
-        """`remap` translates a node's own address into the one that this client must use."""
+        """`remap` translates a node's own address into the address that this client must use."""
         self._startup = tuple(startup)
         self._remap = remap
         self._holders: list[Node | None] = []

@@ -80,7 +80,7 @@ class StoredSchedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredScheduleRow(NamedTuple):
-    """A schedule as it is stored."""
+    """A schedule as the store holds it, not decoded."""
 
     name: str
     record: bytes

@@ -79,9 +79,9 @@ class TruncatedMessage(NamedTuple):
 class QueueSnapshot:
     """A snapshot of a queue. `memory` is in bytes; None when the store does not report it.
 
-    `first` holds the messages and failure records of the first pending tasks, except for tasks for
-    which the store has the time at which they became runnable. `since_us` is the earliest of these
-    times.
+    `first` holds the messages and failure records of the first pending tasks. It leaves out tasks
+    for which the store has the time at which they became runnable; `since_us` is the earliest of
+    these times.
     """
 
     now_us: int

@@ -141,7 +141,7 @@ class LeaseKeeper:
         try:
             return await self._broker.run(fetch.again, patience=self._lease_s / 3)
         except QsyncError as error:
-            self._outage.note(f"hand back what was fetched from queue {queue.name}", error)
+            self._outage.note(f"hand back the tasks fetched from queue {queue.name}", error)
             return None
         finally:
             queue.in_flight = None
@@ -245,7 +245,7 @@ class ThreadLeaseKeeper:
                 call = ops.renew(queue.keys, leases, lease_us=lease_us)
                 self._broker.run(call, patience=self._patience)
         except QsyncError as error:
-            self._outage.note(f"renew what was fetched from queue {queue.name}", error)
+            self._outage.note(f"renew the leases on tasks fetched from queue {queue.name}", error)
             return False
         return True
 
@@ -270,7 +270,7 @@ class ThreadLeaseKeeper:
                 self._broker.run(ops.hand_back(queue.keys, backs), patience=self._patience)
             queue.handed_back_token = fetch.token
         except QsyncError as error:
-            self._outage.note(f"hand back what was fetched from queue {queue.name}", error)
+            self._outage.note(f"hand back the tasks fetched from queue {queue.name}", error)
 
     def hand_back(self, tasks: Iterable[LeasedTask]) -> list[LeasedTask]:
         """Hand back tasks that have not started, of any queue; return those that remain held."""

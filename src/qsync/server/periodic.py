@@ -1,9 +1,10 @@
 """Periodic tasks: every server of an app enqueues every tick, and the store accepts each tick once.
 
 There is no leader. A tick has the same task id on all servers. The script that enqueues the task of
-a tick also records it as the last tick of its schedule, so that the second server to call it
-changes nothing. Ticks continue as long as one server is live. The time comes from the store, so the
-servers' own clocks do not matter. The script also skips the ticks of paused schedules.
+a tick also records the tick as the last one of its schedule. So a second server that calls the
+script for this tick changes nothing. Ticks continue as long as one server is live. The time comes
+from the store, so the servers' own clocks do not matter. The script also skips the ticks of paused
+schedules.
 """
 
 from __future__ import annotations

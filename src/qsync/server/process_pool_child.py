@@ -37,7 +37,8 @@ TRACEBACK_LIMIT: Final = 16 * 1024
 
 
 at_start: Final[list[Callable[[], None]]] = []
-"""Functions that a new process calls first. They are pickled and so must be importable by name."""
+"""Functions that a new process calls first. These functions are pickled, so they must be importable
+by name."""
 
 NOTE: Final = 1 << 31
 """Flag in a message's size: the message is a progress report of the running task, not a reply."""

@@ -37,8 +37,8 @@ WINDOW: Final = 16
 """Maximum number of unanswered calls per process."""
 
 QUICK_S: Final = 0.005
-"""Duration below which a call counts as quick, in seconds. A process with quick calls gets further
-calls before it has replied."""
+"""Duration below which a call counts as quick, in seconds. If its calls are quick, a process
+receives further calls before it has replied."""
 
 _spawned: WeakSet[WorkerProcess] = WeakSet()
 

@@ -73,7 +73,7 @@ class ProgressReports:
             self._flushed(waiting | self._waiting.pop(queue))
 
     def _flushed(self, stored: set[LeasedTask]) -> None:
-        """Release the callers of `flush` that wait for one of these tasks."""
+        """Wake the callers of `flush` that wait for one of these tasks."""
         waiting, self._flushes = self._flushes, []
         for leased, flushed in waiting:
             if leased not in stored:

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- count_errors: count the failed tasks in a part of a state by the marks of their failure records.
--- A task whose record has no mark ends the part: an older version wrote the record, or the task's
--- servers crashed.
+-- The part ends before a task whose record has no mark, because an older version wrote the record
+-- or the task's servers crashed.
 -- include: check_schema page_position truncate_message failure_marks
 -- KEYS[1] dead      zset    ids by time of death
 -- KEYS[2] retry     zset    ids by due time

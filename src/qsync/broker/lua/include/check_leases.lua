@@ -2,8 +2,9 @@
 
 -- Compare the tokens in `args` with the owners. From position `first` on, `args` has `stride`
 -- values per task, the first two of which are id and token.
--- Returns the positions of owned tasks; their ids; one reply per task: 'ok', 'done' (no owner: the
--- task ended or was handed back) or 'lost' (another owner); and the number of lost tasks.
+-- Returns the positions of owned tasks, their ids, one reply per task, and the number of lost
+-- tasks. A reply is 'ok', 'done' (no owner: the task ended or was handed back) or 'lost' (another
+-- owner).
 local function check_leases(args, first, stride)
   local total = (#args - first + 1) / stride
   local held, held_ids, replies, kept, lost = {}, {}, {}, 0, 0

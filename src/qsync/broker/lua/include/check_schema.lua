@@ -6,8 +6,8 @@
 -- flow:
 local schema, newest_schema = '1', '2'
 
--- Return whether `layout`, the recorded layout, is one that the script can read; false if none is
--- recorded. Any other layout ends the script with an error before it writes anything.
+-- Return whether the script can read `layout`, the recorded layout; false if none is recorded. Any
+-- other layout ends the script with an error before it writes anything.
 local function is_current_schema(layout)
   local known = layout == schema or layout == newest_schema
   if layout and not known and string.find(layout, '^%d+$') then

@@ -1,7 +1,7 @@
 -- enqueue_replay: record the last enqueue of each sender, so that a repeated call gets the same
 -- reply. A sender numbers its calls and has one in flight at a time, so only its last call is kept.
--- The record is `<number> <time us>`, followed, for each task that was not created, by its place in
--- the call, the outcome and the holder, all separated by spaces.
+-- The record is `<number> <time us>`. For each task that was not created, its place in the call,
+-- the outcome and the holder follow. Spaces separate all values.
 
 -- Return the number of a sender's last call (-1 if none is known), and the record of that call.
 local function last_call(sender)

@@ -6,8 +6,8 @@ local function new_error_counts()
   return { order = {}, by_error = {}, by_mark = {}, lengths = {} }
 end
 
--- Return the length of a mark and its header, read from the last 12 characters of the mark; 0 if
--- these characters are not the end of a mark.
+-- Return the length of a mark and its header, read from the last 12 characters of the mark. Return
+-- 0 if these characters are not the end of a mark.
 local function mark_length(tail)
   if not string.find(tail, '^%x%x%x%x%x%x%x%x%x%x%x%x$') then
     return 0
@@ -17,7 +17,7 @@ local function mark_length(tail)
 end
 
 -- Return the mark in this text, which begins with the mark's header, and add its error to the
--- counts; false if the header does not match the mark.
+-- counts. Return false if the header does not match the mark.
 local function parse_mark(counts, text)
   local head = #text < 33 and 1 or #text < 258 and 2 or 3
   local length = #text - head

@@ -1,6 +1,6 @@
 -- fairness_tags: start-time fair queueing (Goyal, Vin and Cheng, 1996).
--- A task's tag is max(V, F[key]) + 1/weight, where F[key] is the last tag that its fairness key
--- got, and V is the largest tag fetched so far. Pending is ordered by tag. Scripts pass tags to the
+-- A task's tag is max(V, F[key]) + 1/weight, where F[key] is the last tag given to its fairness
+-- key, and V is the largest tag fetched so far. Pending is ordered by tag. Scripts pass tags to the
 -- store as numbers, which keeps all 17 digits.
 
 -- From this value on, adding 1 to a double has no effect. qsync never assigns such tags.

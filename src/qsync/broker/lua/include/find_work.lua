@@ -1,7 +1,7 @@
 -- find_work: check whether there is anything to do in a queue.
 
 -- Return four values: the generation (empty before the first fetch), whether tasks can be fetched
--- and whether upkeep is due (1 or 0), and the recorded data layout.
+-- (1 or 0), whether upkeep is due (1 or 0), and the recorded data layout.
 local function find_work(given_now, lease)
   local known = redis.call('HMGET', KEYS.meta, 'schema', 'generation', 'paused', 'seen')
   is_current_schema(known[1])

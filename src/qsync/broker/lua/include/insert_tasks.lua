@@ -17,8 +17,8 @@ local function read_tasks(args, first, stride)
   return tasks
 end
 
--- Return two functions and a list. held_by(lock) returns the id that holds a lock, or false;
--- take(lock, window, id) takes the lock and adds the fields to store to the list. If there are no
+-- Return two functions and a list. held_by(lock) returns the id that holds a lock, or false.
+-- take(lock, window, id) takes the lock, and adds the fields to store to the list. If there are no
 -- options, no task has a lock, and both functions are nil.
 local function lock_book(now, options)
   if next(options) == nil then

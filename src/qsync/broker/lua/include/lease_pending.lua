@@ -12,17 +12,18 @@ end
 -- flow:
 -- Limits for parking: a fetch parks pending tasks that may not start, i.e. moves them into limited.
 -- It parks at most `most` tasks. Once it has parked at least half of the tasks that it has read,
--- many more in a row may be of a paused type, so it then reads `chunk` ids, or `bytes` of messages,
--- at once.
+-- many more in a row may be of a paused type. Then it reads `chunk` ids, or `bytes` of messages, at
+-- once.
 local parking = { most = 300, chunk = 250, bytes = 4000000 }
 
 -- Read the first `wanted` tasks that may start, up to `max_bytes` of messages; `head` is the result
 -- of read_pending at position 0. A task with limits is taken if none of them refuses it and `free`
--- is above 0. A task that a limit refuses, or whose type is paused, is collected for park_pending;
--- a task for which there is no free slot stays in pending. At most `parking.most` tasks are parked,
--- and at most `limit` tasks that stay are skipped. Returns ids; messages; ids without a message, of
--- which there should be none; whether tasks are left; ids to park, and the limit that refused each,
--- by id; and a number: 1 if no task stayed, 2 if all remaining tasks did, 3 if only some did.
+-- is above 0. A task that a limit refuses, or whose type is paused, is collected for park_pending.
+-- A task for which there is no free slot stays in pending. At most `parking.most` tasks are parked,
+-- and at most `limit` tasks that stay are skipped. Returns: ids; messages; ids without a message
+-- (normally none); whether tasks are left; ids to park; the limit that refused each of these, by
+-- id; and a number. The number is 1 if no task stayed, 2 if all remaining tasks did, and 3 if only
+-- some did.
 local function take_pending(head, wanted, max_bytes, limit, free)
   local ids, messages, lost, parked, refused = {}, {}, {}, {}, {}
   local taken, bytes, position, chunk, stayed, surplus, read = 0, 0, 0, head, 0, false, 0

@@ -1,18 +1,19 @@
 -- limit_states: the rules of limits, and how much of each limit is in use. A rule is `<concurrency>
--- <rate> <per us> <burst>`, where 0 means none; the record of an operator's rule also states when
+-- <rate> <per us> <burst>`, where 0 means none. The record of an operator's rule also states when
 -- it was set and by whom. A state is `<in use> <ready> <tat us> <closed until us>`. `in use` counts
 -- the active tasks that hold the limit, and `ready` the pending ones. Rates use GCRA; `tat` is its
 -- theoretical arrival time. While tasks wait for the limit, a zero byte and the first of these
--- tasks follow, in the format of include/waiter_entries.lua, preceded by ` +` if `waiters` has more
--- of them. States are read once per script, changed here, and written by save_limits. Functions
--- that run for each task use numeric loops: `ipairs` costs a function call for each element.
+-- tasks follow, in the format of include/waiter_entries.lua. If `waiters` has more of them, ` +`
+-- precedes the zero byte. States are read once per script, changed here, and written by
+-- save_limits. Functions that run for each task use numeric loops: `ipairs` costs a function call
+-- for each element.
 
 local limits_now, limits_used = 0, false
 local limit_states, touched_limits, held_limits = {}, {}, {}
 local type_limits
 
 -- Return the limits of paused types as a set. A task of a paused type waits for the limit `@<type>`,
--- which has no slots; no task holds it, and the name of no other limit begins with `@`. The field
+-- which has no slots. No task holds it, and the name of no other limit begins with `@`. The field
 -- `@` of `limit_rules` holds these types, separated by zero bytes, and the field `@<type>` holds
 -- the note of a pause.
 local function paused_limits()

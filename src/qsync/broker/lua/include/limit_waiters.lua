@@ -55,8 +55,8 @@ local function add_ready(limits)
   end
 end
 
--- Return the limit for which a task that becomes pending has to wait: one that is not open, or for
--- which other tasks wait; nil if there is none.
+-- Return the limit for which a task that becomes pending has to wait: a limit that is not open, or
+-- for which other tasks wait. Return nil if there is none.
 local function refusing_limit(limits)
   for i = 1, #limits do
     local state = touch_limit(limits[i])

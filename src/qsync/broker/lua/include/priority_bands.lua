@@ -28,7 +28,7 @@ local function band_middle(priority)
   return (normal_priority - priority) * band_width
 end
 
--- Return the tag if it is in the band, or the nearest tag that is.
+-- Return the tag if it is in the band, else the nearest tag in the band.
 local function into_band(tag, priority)
   local middle = band_middle(priority)
   return math.max(middle - band_reach + 1, math.min(tag, middle + band_reach - 1))

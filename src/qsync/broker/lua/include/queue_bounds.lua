@@ -118,8 +118,8 @@ end
 
 -- Drop the oldest waiting tasks until `over.tasks` tasks and `over.bytes` bytes are gone; return
 -- whether that was possible. If it was not possible, nothing is dropped. If the bound was lowered
--- and the queue is far above it, this call, which adds `created` tasks of `new_bytes` bytes, need
--- only make the queue smaller.
+-- and the queue is far above it, this call only has to make the queue smaller; it adds `created`
+-- tasks of `new_bytes` bytes.
 local function drop_oldest(now, over, created, new_bytes)
   check_hash(KEYS.tasks)
   check_rights(KEYS.tasks, { 'ZREM', 'HDEL', 'HMGET', 'EXISTS', 'HINCRBY' })

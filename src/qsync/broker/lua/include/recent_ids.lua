@@ -1,6 +1,6 @@
 -- recent_ids: remember ids that callers chose. For a time after an enqueue, the task's id is
--- refused, even if the task has left the queue. So a caller that got no reply can safely repeat the
--- call.
+-- refused, even if the task has left the queue. So a caller that received no reply can safely
+-- repeat the call.
 
 -- Return how long each id is remembered, by the task's place in the batch; only for tasks that have
 -- such a time.

@@ -1,7 +1,7 @@
 -- schedule_due: put tasks into scheduled or retry.
 
--- Add ids to a set; `args` alternates due times and ids. If one of them is now the first that is
--- due, wake a server: servers sleep until the earliest due time that they have seen.
+-- Add ids to a set; `args` alternates due times and ids. If one of these ids now has the earliest
+-- due time, wake a server, since servers sleep until the earliest due time that they have seen.
 local function schedule_due(set_key, args)
   if #args == 0 then
     return

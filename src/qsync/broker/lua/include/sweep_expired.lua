@@ -166,8 +166,8 @@ local function sweep_hashes(now, size, swept, trimming, busy)
   return more
 end
 
--- Delete expired data. `leased` is the number of tasks that the fetch leased; `swept` is the time
--- of the last sweep, from meta; `unusual` tells whether there may be completed or dead tasks.
+-- Delete expired data. `leased` is the number of tasks that the fetch leased, and `swept` is the
+-- time of the last sweep, from meta. `unusual` tells whether there may be completed or dead tasks.
 -- Returns whether there is more to delete.
 local function sweep_expired(now, limit, leased, swept, unusual, dead_limit, dead_age)
   local most, more, trimming = limit + leased, false, false
