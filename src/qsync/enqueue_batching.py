@@ -27,7 +27,7 @@ class Batcher(Generic[T, U]):
 
     Items that arrive while a batch is in flight go into the next one. So an idle batcher sends at
     once, and a busy batcher sends large batches. When IN_TWO or more items arrive together, half of
-    them go first: from then on the store works on one half while the callers of the other half
+    them go first. From then on, the store works on one half while the callers of the other half
     continue. If a batch fails, all its callers get the error. A lone caller sends its own item
     directly, which is faster. The caller sends at once if no other callback of the event loop is
     ready to run. Some event loops, such as uvloop's, do not reveal whether callbacks are ready. On
@@ -35,7 +35,7 @@ class Batcher(Generic[T, U]):
     in flight.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
-    `too_late` returns. No caller expires while the store keeps answering: a caller expires only
+    `too_late` returns. No caller expires while the store keeps answering. A caller expires only
     after the store has been silent for LINE_S, or for half of the caller's patience if that is
     less.
     """

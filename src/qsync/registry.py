@@ -104,8 +104,8 @@ class Registry:
 
         Use `@app.task`, or `@app.task(...)` with a name for the task type and options of Task,
         which become the defaults for each enqueue. `executor="process"` and `middleware` work as in
-        `mux.handle`. The default name is the function's module and qualified name; for the main
-        module of a program, the name by which a server would import the module is used (see
+        `mux.handle`. The default name is the function's module and qualified name. For the main
+        module of a program, it has the name by which a server would import the module (see
         `qsync.task_function`).
 
         `retry_for` limits retries to errors of these classes; with `()`, only a Retry that the

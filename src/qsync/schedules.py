@@ -193,9 +193,9 @@ class Schedules(_AnySchedules):
         Two concurrent calls for the same name in two queues may leave a schedule in each queue; the
         next call for the name leaves only one.
 
-        Raises InvalidTask if a value is invalid, if the task has an option that would be the same
-        at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`), or if a program has a
-        periodic task with this name for this queue. The call can be repeated after
+        Raises InvalidTask if a value is invalid, or if a program has a periodic task with this name
+        for this queue. Also raises it if the task has an option that would be the same at each tick
+        (`id`, `delay`, `process_at`, `deadline`, `debounce`). The call can be repeated after
         StoreUnavailable.
         """
         self._check_open()
@@ -274,9 +274,9 @@ class AsyncSchedules(_AnySchedules):
         Two concurrent calls for the same name in two queues may leave a schedule in each queue; the
         next call for the name leaves only one.
 
-        Raises InvalidTask if a value is invalid, if the task has an option that would be the same
-        at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`), or if a program has a
-        periodic task with this name for this queue. The call can be repeated after
+        Raises InvalidTask if a value is invalid, or if a program has a periodic task with this name
+        for this queue. Also raises it if the task has an option that would be the same at each tick
+        (`id`, `delay`, `process_at`, `deadline`, `debounce`). The call can be repeated after
         StoreUnavailable.
         """
         self._check_open()

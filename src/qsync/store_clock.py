@@ -1,6 +1,6 @@
 """The store's clock, as known in the current context (`contextvars`). Without I/O.
 
-All times in the store come from its clock, so "3 min ago" must be computed with that clock, not
+All times in the store come from its clock. So "3 min ago" must be computed with that clock, and not
 with the clock of the machine that shows it. Until `follow` is called, both clocks are assumed to
 agree.
 """

@@ -85,10 +85,10 @@ class AsyncClient(ClientBase):
 
         `queue` overrides the queue of the task.
 
-        With `durability` the call also waits until the task is on the disk of the store ("fsync")
-        or on at least one replica ("replica"); None means the client's own setting. The wait ends
-        after the client's `confirm_timeout`. The handle's `confirmed` tells whether the store
-        confirmed in time; even if it did not, the task is in the store.
+        With `durability` the call also waits until the task is on the store's disk ("fsync") or on
+        at least one replica ("replica"). None means the client's own setting. The wait ends after
+        the client's `confirm_timeout`. The handle's `confirmed` tells whether the store confirmed
+        in time; even if it did not, the task is in the store.
 
         Concurrent calls of an AsyncClient share round trips and waits. A cancelled call may have
         enqueued its task.
@@ -121,8 +121,8 @@ class AsyncClient(ClientBase):
         """Store all tasks and return one handle per task, in the same order.
 
         The call checks every task before it sends the first one, so after InvalidTask nothing was
-        sent. A task whose id or unique lock is taken is not an error: its handle has `created`
-        False and the id of the task that holds the id or lock. One call to the store carries at
+        sent. A task whose id or unique lock is taken is not an error. Its handle has `created`
+        False and refers to the task that holds the id or lock. One call to the store carries at
         most 250 tasks or 1 MiB. `durability` is as for `enqueue`; tasks in one round trip share a
         wait.
 

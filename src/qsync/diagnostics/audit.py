@@ -1,9 +1,8 @@
 """Checks the data in the store for damage, and repairs it where possible.
 
-An audit only reads, in short steps. An audit may run while the queue is in use, since each step
-reads all data of its tasks at one moment and every change to a task is atomic. Suspected damage is
-read again before it is reported. A repair is one script that changes a task only if the damage is
-still there.
+An audit only reads, in short steps, and may run while the queue is in use. Each step reads all data
+of its tasks at one moment, and every change to a task is atomic. Suspected damage is read again
+before it is reported. A repair is one script that changes a task only if the damage is still there.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def payload_as_json(payload: bytes, *, is_value: bool, limit: int | None = None)
     has more than `limit` characters, the limit of a form. The limit also bounds the cost of the
     check.
     """
-    # A payload of over 4 * limit bytes has over `limit` characters of JSON: the densest value, a
-    # number of 9 bytes, takes at least three characters with its comma or bracket.
+    # A payload of over 4 * limit bytes has over `limit` characters of JSON. The densest value is a
+    # number of 9 bytes, which takes at least three characters with its comma or bracket.
     if limit is not None and len(payload) > 4 * limit:
         raise too_large_for_form()
     if not is_value:

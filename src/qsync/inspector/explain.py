@@ -339,7 +339,7 @@ class _ExplainMixin(_LiveServersMixin):
         """Explain why a task is not running yet, and when it will run.
 
         `task` is an id, or a Task that was rejected as a duplicate; a Task is looked up in its own
-        queue. The estimate for a pending task needs two readings of its queue: if there is no
+        queue. The estimate for a pending task needs two readings of its queue. If there is no
         earlier reading, the call waits `measure` seconds (0 to 5) and reads again.
         """
         if type(measure) not in (int, float) or not 0 <= measure <= MAX_MEASURE_S:

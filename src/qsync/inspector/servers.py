@@ -152,7 +152,8 @@ class _ServersMixin(_LiveServersMixin):
         """Ask the server of a running task for the stack of its handler.
 
         Returns None if the task is not running, or if the server does not answer within
-        STACK_WAIT_S, e.g. because its event loop is blocked or its version is too old.
+        STACK_WAIT_S. The server may not answer because its event loop is blocked, or because its
+        version is too old.
         """
         [shown] = await self._broker.run(views.get_tasks(self._keys(queue), [id], messages=False))
         if shown is None or not shown.owner:

@@ -257,7 +257,7 @@ SPANS: Final[dict[Period, Span]] = {
 
 
 class Steps(NamedTuple):
-    """The first and last step to show, each as its number of steps since the epoch."""
+    """The first and last step to show, each as a number of steps since the epoch."""
 
     span: Span
     first: int

@@ -107,18 +107,18 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     """A task in a list. A time is None in states to which it does not apply.
 
-    type        empty if the message cannot be read
-    size        size of the message in bytes
-    attempts    number of failed attempts so far
-    error       first line of the last error, at most 200 characters
-    due_at      when a scheduled or retry task is due
-    lease_until when the lease of an active task expires; `server` is the server that holds it
-    progress    (done, total) of an active or completed task, as its handler reported it
-    died_at     when a dead task died
-    kept_until  when a completed task will be deleted
-    ended_at    when a completed task ended
-    cancelled   whether a cancellation was requested, or has ended the task
-    priority    1 to 9, by default 5; pending tasks with a higher priority start first
+    type         empty if the message cannot be read
+    size         size of the message in bytes
+    attempts     number of failed attempts so far
+    error        first line of the last error, at most 200 characters
+    due_at       when a scheduled or retry task is due
+    lease_until  when the lease of an active task expires; `server` is the server that holds it
+    progress     (done, total) of an active or completed task, as its handler reported it
+    died_at      when a dead task died
+    kept_until   when a completed task will be deleted
+    ended_at     when a completed task ended
+    cancelled    whether a cancellation was requested, or has ended the task
+    priority     1 to 9, by default 5; pending tasks with a higher priority start first
     """
 
     id: str
@@ -151,9 +151,9 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the tasks in a state.
 
     Only the last page has the cursor None. Any page may hold fewer tasks than requested, or even
-    none. `total` is the number of tasks in the state, regardless of the filter; `scanned` is the
-    number of tasks read for this page, and `unread` is the number of tasks whose payload was too
-    large to be searched for arguments.
+    none. `total` is the number of tasks in the state, regardless of the filter. `scanned` is the
+    number of tasks read for this page. `unread` is the number of tasks whose payload was too large
+    to be searched for arguments.
     """
 
     tasks: list[TaskRow]

@@ -142,7 +142,7 @@ class Scaler:
         """Return the arrival rate per second, without bursts and tasks that wait for a limit.
 
         The rate is the median over the time between samples, so a burst in less than half of the
-        window does not count; its tasks are in the backlog.
+        window does not count. The tasks of the burst are in the backlog.
         """
         rates = sorted(
             (max(0, now.arrived - last.arrived) / (now.at - last.at), now.at - last.at)
@@ -200,7 +200,8 @@ def _busy_share(last: ScaleSample, now: ScaleSample) -> float:
     """Return how busy the workers were between two samples, as a share from 0 to 1.
 
     While tasks wait for over BEHIND_S, the share is 1: every worker does what it can, even if slots
-    are free, for example because its CPU is saturated. Otherwise, it is the share of busy slots.
+    are free, for example because its CPU is saturated. Otherwise, the result is the share of busy
+    slots.
     """
     took_s = now.at - last.at
     if not now.slots or took_s <= 0:

@@ -69,8 +69,9 @@ class HealthServer:
 
     The functions run on the event loop of the server's thread. A new connection is always accepted.
     At the limit, the server evicts the oldest connection that has sent no request, or else the
-    oldest. To protect against DNS rebinding, a request is refused unless its Host header has an IP
-    address, a name that public DNS does not have, `host`, or one of `names`.
+    oldest. To protect against DNS rebinding, the server checks the Host header of each request. The
+    header must contain an IP address, a name that public DNS does not have, `host`, or one of
+    `names`.
     """
 
     def __init__(
