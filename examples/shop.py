@@ -1,4 +1,4 @@
-"""Typed tasks. To run them, use `qsync worker shop:app --queues default=3,lower=1` in this folder."""
+"""Typed tasks; run `qsync worker shop:app --queues default=3,lower=1` in this folder."""
 
 import hashlib
 from dataclasses import dataclass
