@@ -1,4 +1,4 @@
-"""The commands of the project."""
+"""Runs the commands of the project."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The web application of the shop. `uvicorn shop.main:api` serves it."""
+"""The web application of the shop; `uvicorn shop.main:api` serves it."""
 
 import html
 import os

@@ -1,4 +1,4 @@
-"""The tasks of the shop. `qsync worker shop.tasks:app` runs them."""
+"""The tasks of the shop; `qsync worker shop.tasks:app` runs them."""
 
 import asyncio
 import os
