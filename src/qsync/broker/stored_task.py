@@ -85,7 +85,8 @@ ABANDONED_US: Final = 2**52
 
 
 def lease_until(shown: StoredTask) -> datetime:
-    """Return when an active task's lease expires, or, if its server died, would have expired."""
+    """Return when an active task's lease expires. If its server died, return when the lease would
+    have expired."""
     return from_us(shown.score + (ABANDONED_US if shown.score < 0 else 0))
 
 

@@ -32,7 +32,7 @@ _COLUMNS: Final = {
     "cancel": OUTCOMES.index("cancelled"), "hand back": _HANDED_BACK,
     "snooze": OUTCOMES.index("snoozed"),
 }  # fmt: skip
-"""Column that counts an outcome, by the settler's verb for it."""
+"""Columns that count outcomes, by the verb with which the settler names the outcome."""
 
 
 class TypeCounter:

@@ -16,7 +16,7 @@
 -- ARGV[1] first     int     rank of the first limited task and waiter to read; 0: check limits too
 -- ARGV[2] count     int     number of tasks and of waiters to read, 1 to 500
 -- REPLY[1] miscounted list  limits whose counts are wrong
--- REPLY[2] shut       list  limits that have waiters and room, but no time at which they open
+-- REPLY[2] shut       list  open limits with waiters, but without a time at which they open
 -- REPLY[3] unlisted   list  limited tasks that are not among the waiters of any limit
 -- REPLY[4] strays     list  waiters that are not limited tasks
 -- REPLY[5] more       flag  there are more limited tasks or waiters

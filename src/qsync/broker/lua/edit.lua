@@ -35,11 +35,11 @@
 -- ARGV[4] state      text    state in which the caller saw it: scheduled | retry | dead
 -- ARGV[5] seen       text    SHA-1 digest of the message that the caller saw, in hex digits
 -- ARGV[6] message    bytes   the new message
--- ARGV[7] due        text    of scheduled and retry: `+<us>` after now; empty: as it was
--- ARGV[8] run        flag    make it pending now
--- ARGV[9] key        text    of a dead task that runs: its member in `keys`
--- ARGV[10] lock       text    of a dead task that runs: its lock; empty: none
--- ARGV[11] record    bytes   of a dead task that runs: the failure record to keep; empty: none
+-- ARGV[7] due        text    for scheduled and retry: `+<us>` after now; empty: unchanged
+-- ARGV[8] run        flag    whether to make the task pending now
+-- ARGV[9] key        text    for a dead task that is run: its member in `keys`
+-- ARGV[10] lock       text    for a dead task that is run: its lock; empty: none
+-- ARGV[11] record    bytes   for a dead task that is run: the failure record to keep; empty: none
 -- REPLY[1] outcome   text    ok; duplicate: another task holds the lock; changed: the task is in
 --   another state or has another message
 -- REPLY[2] holder    text    the task that holds the lock

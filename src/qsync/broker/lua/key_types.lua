@@ -9,7 +9,7 @@
 -- KEYS[6] completed  zset    ids by end of retention, us
 -- KEYS[7] dead       zset    ids by time of death, us
 -- KEYS[8] owner      hash    id -> lease token, <server id>/<fetch number>
--- KEYS[9] crashes    hash    id -> <n>, <n>+ while it runs marked, <n>! when dead of crashes
+-- KEYS[9] crashes    hash    id -> crash count and sign, see include/crash_counts.lua
 -- KEYS[10] failures  hash    id -> failure record, opaque to the scripts
 -- KEYS[11] results   hash    id -> result record of a completed task
 -- KEYS[12] unique    hash    =<lock> -> <end of window, us>:<id>, and @<id> -> lock

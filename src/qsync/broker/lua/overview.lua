@@ -45,8 +45,8 @@
 --   -1 when the queue does not record it
 -- REPLY[11] target         int   latency target, us; -1: none
 -- REPLY[12] died           list  dead tasks that no operator has acknowledged: number, and times of the
---   first and the last death, us, empty without any
--- REPLY[13] tally          list  its day and its sum, each empty without one
+--   first and the last death, us; the times are empty if there are no such tasks
+-- REPLY[13] tally          list  day and sum of the tally; both are empty without a tally
 -- The script reads only the first 512 pending tasks. Tasks with a stored time, as in
 -- `runnable_since`, are not among the 8.
 check_schema()

@@ -2,7 +2,7 @@
 -- permissions: read which commands the connection's user may not run on a queue.
 -- KEYS[1] meta  hash    stands for all keys of the queue
 -- KEYS[2] done  channel of ended tasks
--- ARGV[1...] commands in lower case; a subcommand as `memory|usage`
+-- ARGV[1...] commands in lower case; a subcommand in the form `memory|usage`
 -- returns the commands that the user may not run or that the store does not know
 local refused = {}
 for i = 1, #ARGV do

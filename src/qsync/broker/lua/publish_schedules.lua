@@ -8,7 +8,7 @@
 -- KEYS[2] meta       hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] silence    int us  maximum gap between two publications
--- ARGV[3...] three values per schedule: name, record, and its task as `enqueue` takes one
+-- ARGV[3...] three values per schedule: name, record, and its task in the form of `enqueue`
 -- returns 1
 check_schema()
 local now, silence = clock(ARGV.now), tonumber(ARGV.silence)

@@ -7,8 +7,8 @@
 -- KEYS[3] meta         hash  schema
 -- ARGV[1] directory    bytes directory that the caller read; empty: there was none
 -- ARGV[2] count        int   number of reports
--- ARGV[3...] the fields of these reports, then two values per field of type_stats: field, and what
---   it holds; empty: delete it
+-- ARGV[3...] the fields of these reports, then two values per field of type_stats: field, and its
+--   new value; empty: delete the field
 -- returns 1 when this changed something
 check_schema()
 check_hash(KEYS.type_reports)

@@ -40,7 +40,7 @@
 -- ARGV[2] head       bytes   first bytes of each message, in front of the time stamp
 -- ARGV[3] schedule   text    its name
 -- ARGV[4] tick       int us
--- ARGV[5...] three, as for enqueue with that stride: id, message, options
+-- ARGV[5...] three values, as for enqueue with a stride of 3: id, message, options
 -- returns passed (the tick is not later than the last one) or paused, and the id; else created,
 --   exists or duplicate, and the id that holds the id or lock
 local known = redis.call('HMGET', KEYS.meta, 'schema', 'v')

@@ -45,8 +45,8 @@
 -- ARGV[2] head       bytes   first bytes of each message, in front of the time stamp
 -- ARGV[3] silence    int us  time after its last publication for which a periodic task is live
 -- ARGV[4...] per schedule: name; first 8 bytes of its record; tick that was due, us; next tick, us;
---   number of tasks; and for each task three values, as for enqueue with that stride: id, message,
---   options
+--   number of tasks; and for each task three values, as for enqueue with a stride of 3: id,
+--   message, options
 -- returns one outcome per schedule: ticked, changed, paused, program, or lost (it has no record, and
 --   its entry in next_ticks was deleted)
 local now, silence = clock(ARGV.now), tonumber(ARGV.silence)

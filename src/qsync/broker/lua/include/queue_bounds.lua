@@ -25,8 +25,7 @@ local function count_waiting()
   return count
 end
 
--- Return the size of all messages, read one by one: a queue with a million tasks takes about a
--- second.
+-- Return the size of all messages, read one by one; this takes about a second for a million tasks.
 local function count_bytes()
   local bytes = 0
   for _, set_key in ipairs({
