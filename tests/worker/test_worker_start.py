@@ -267,7 +267,7 @@ def test_worker_names_task_queues_that_it_does_not_serve(
         assert len(said) == (1 if level else 0)
         for line in said:
             assert f" {level} main qsync.worker: this worker does not serve 1 queue" in line
-            assert "go to: mail (shop.remind, shop.send); add them to --queues" in line
+            assert "tasks: mail (shop.remind, shop.send); add these queues to --queues" in line
         assert worker.end() == 0, worker.out()
 
 

@@ -25,7 +25,7 @@ log: Final = logging.getLogger("qsync.django")
 
 Sent = Callable[[str, bool], None]
 """Function that takes the id of the task in the store, and whether the task is new. With
-`on_duplicate="skip"`, `"replace"` or `debounce`, it may be the id of another task."""
+`on_duplicate="skip"`, `"replace"` or `debounce`, the id may be that of another task."""
 
 
 def _nothing(id: str, created: bool, /) -> None:

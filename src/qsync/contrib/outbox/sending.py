@@ -95,7 +95,7 @@ async def call_hooks_async(client: AsyncClient, sent: Sent) -> None:
 
 
 def _is_of_queue(error: QsyncError) -> bool:
-    """Return whether an error from a store without a cluster concerns only the call's queue."""
+    """Return whether an error of a store that is not a cluster concerns only the call's queue."""
     return not isinstance(error, StoreUnavailable | QueueFull)
 
 
