@@ -208,7 +208,7 @@ class Schedules(_AnySchedules):
         return self._do(self._get(check_schedule_name(name)))
 
     def list(self, prefix: str = "") -> list[StoredSchedule]:
-        """Return the schedules whose names begin with `prefix`, by name.
+        """Return the schedules whose names begin with `prefix`, sorted by name.
 
         Takes one round trip per 1,000 schedules in all queues.
         """
@@ -295,7 +295,7 @@ class AsyncSchedules(_AnySchedules):
         return await self._do(self._get(check_schedule_name(name)))
 
     async def list(self, prefix: str = "") -> list[StoredSchedule]:
-        """Return the schedules whose names begin with `prefix`, by name.
+        """Return the schedules whose names begin with `prefix`, sorted by name.
 
         Takes one round trip per 1,000 schedules in all queues.
         """

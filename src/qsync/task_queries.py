@@ -46,7 +46,7 @@ SERVERS_S: Final = 0.5
 """Maximum time, in seconds, that a waiting caller spends on reading which servers are live."""
 
 MESSAGE_ROOM: Final = 512 * 1024
-"""Estimated size in a reply, in bytes, of a task with its message; it limits a batch."""
+"""Estimated size in a reply, in bytes, of a task with its message; limits the size of a batch."""
 
 RESULT_ROOM: Final = 64 * 1024
 """Estimated size in a reply, in bytes, of a task without its message but possibly with a result."""

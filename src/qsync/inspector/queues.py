@@ -276,7 +276,7 @@ def _days(stats: dict[str, int], today: int, count: int) -> list[Day]:
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """The queues, by name, and the ids of the live servers; `at` is the store's time.
+    """The queues, sorted by name, and the ids of the live servers; `at` is the store's time.
 
     `total` is the number of queues in use. If there are more than about a thousand, `queues` holds
     some of them, and `overview(cursor=...)` reads the next part. `later` are the queues left out

@@ -36,7 +36,7 @@ RETRY_START_S: Final = 0.2
 
 STEADY_S: Final = 2.0
 """Minimum lifetime, in seconds, of a child that is replaced almost at once when it ends, so that a
-single crash hardly delays other tasks. The delay doubles each time a child ends sooner."""
+single crash hardly delays other tasks. The delay doubles each time a child ends before that."""
 
 REPLACEMENT_START_S: Final = 60.0
 """How long a replacement child may take to load the app, in seconds."""
