@@ -60,14 +60,14 @@ def recount_bytes(keys: QueueKeys) -> Call[bool]:
 
 
 def set_weight(keys: QueueKeys, key: str, weight: float | None) -> Call[bool]:
-    """Set the share of a fairness key; None removes it. Return whether this changed something."""
+    """Set the share of a fairness key; None removes it. Return whether the stored share changed."""
     args = ("", "", key, "" if weight is None else f"{weight:g}")
     return queue_call("set_weight", keys, args, bool)
 
 
 def set_latency_target(keys: QueueKeys, target_us: int | None) -> Call[bool]:
-    """Set the maximum time that pending tasks should wait; None removes it. Return whether this
-    changed it."""
+    """Set the maximum time that pending tasks should wait; None removes it. Return whether the
+    stored time changed."""
     args = ("", "", "" if target_us is None else target_us)
     return queue_call("set_latency_target", keys, args, bool)
 

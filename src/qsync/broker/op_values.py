@@ -20,7 +20,7 @@ MAINTENANCE_BATCH: Final = 100
 are not delayed."""
 
 SHORT_FAILURE: Final = 128
-"""Maximum size of a failure record that is stored even if the store is out of memory, in bytes."""
+"""Maximum size, in bytes, of a failure record that is stored even if the store is out of memory."""
 
 NO_CALL_ID: Final = ("", 0)
 """Values of `sender` and `number` for a call without a sender."""

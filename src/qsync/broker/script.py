@@ -91,7 +91,7 @@ class Script:
     """Whether this is the plain variant of a script that also has a flow variant."""
     allow_oom: bool | None = None
     flow_name: str = ""
-    """Script that has the flow variant; empty if it is this one."""
+    """Name of the script that has the flow variant; empty if this script has it."""
 
     def flow(self) -> Script:
         """Return the flow variant of a plain script."""
@@ -137,7 +137,8 @@ def has_variants(name: str) -> bool:
 
 
 def plain_of(name: str) -> str:
-    """Return the script whose flow variant stands in for this one; empty if there is none."""
+    """Return the name of the script whose flow variant replaces this script; empty if there is
+    none."""
     match = _PLAIN_OF.search(read(f"{name}.lua"))
     return match[1] if match else ""
 

@@ -23,7 +23,8 @@ STAMP: Final = 8
 version."""
 
 GRACE_US: Final = 30_000_000
-"""Delay up to which a tick counts as on time, in microseconds; the same as for periodic tasks."""
+"""Longest delay with which a tick counts as on time, in microseconds; it is the same for periodic
+tasks."""
 
 MOST_TICKS: Final = 20
 """Maximum number of ticks of one schedule that one call enqueues."""

@@ -318,7 +318,7 @@ class AuditRow:
     """Id that holds that lock."""
     claim: str
     """Lock that names the id as its holder, if the audit found the id through that lock. For an
-    invalid entry among the locks, this is the name of the entry, and the id is empty."""
+    invalid entry among the locks, `claim` is the name of the entry, and the id is empty."""
     message: bytes | None
     """Message of the task; set only if `claim` is not the task's own lock."""
 

@@ -177,7 +177,7 @@ class BatchRuns:
         )
 
     def _end(self, call: BatchCall, records: Sequence[Any] | None) -> None:
-        """Settle the tasks of a call and free its slot, unless this has been done already.
+        """Settle the tasks of a call and free its slot, unless both have been done already.
 
         `records` is None if all tasks have completed.
         """

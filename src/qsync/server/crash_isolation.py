@@ -34,7 +34,7 @@ SHORT_REST_S: Final = 0.25
 """Length of the rest between two suspects while there are no other tasks to run, in seconds."""
 
 ALONE_S: Final = 1.0
-"""Longest time that a suspect that was never spared runs alone, in seconds."""
+"""How long a suspect that was never spared may run alone, in seconds."""
 
 GROWTH: Final = 8
 """Factor by which a suspect's time alone grows after each crash that does not count against it."""

@@ -25,16 +25,16 @@ from qsync.server.queue_state import QueueState
 from qsync.server.server_inbox import ServerInbox
 
 LIVE_LIMIT_S: Final = 60.0
-"""Default time after which a process that does not answer, or whose event loop is blocked, is no
-longer live, in seconds."""
+"""Default time, in seconds, after which a process that does not answer, or whose event loop is
+blocked, is no longer live."""
 
 STORE_AWAY_S: Final = 3.0
 """Time after which the store counts as unreachable, in seconds. The time begins with a fetch that
 is not answered, or with the first failure to fetch or to wait for tasks."""
 
 SILENT_S: Final = 15.0
-"""Time without a fetch after which a queue counts as not served, in seconds, or three times `sweep`
-if that is longer."""
+"""How long a queue may have no fetch before it counts as not served, in seconds. If three times
+`sweep` is longer, that time applies."""
 
 
 class ServerHealth(msgspec.Struct, frozen=True):

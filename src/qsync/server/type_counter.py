@@ -22,7 +22,7 @@ TYPES: Final = 200
 `OTHER`."""
 
 TIMED: Final = 32
-"""Number of consecutive tasks of which one is timed."""
+"""Sampling interval: of this many consecutive tasks, one is timed."""
 
 _COMPLETED: Final = OUTCOMES.index("completed")
 _HANDED_BACK: Final = OUTCOMES.index("handed_back")

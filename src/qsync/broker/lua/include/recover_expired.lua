@@ -1,7 +1,7 @@
 -- recover_expired: handle tasks whose lease expired, because their server died or stalled.
 
--- Return whether this can be a task id. Servers ignore all other members of a set, so their leases
--- expire, and this script deletes them.
+-- Return whether a member of a set can be a task id. Servers ignore all other members, so their
+-- leases expire, and this script deletes them.
 local function is_id(member)
   return string.find(member, '^[!-~]+$') ~= nil
 end
