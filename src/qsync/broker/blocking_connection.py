@@ -66,7 +66,8 @@ class SocketConnection:
         """Error that made the connection unusable, or None. Once it is set, the caller must close
         the connection."""
         self.used: bool = False
-        """Whether the connection has been used. If so, it may have died while idle."""
+        """Whether the connection has been used. A used connection may have died while it was
+        idle."""
         self.warm_until: float = 0.0
         """Monotonic time until which the connection is used without a check."""
         self._timeout = self._current_timeout = timeout
@@ -217,7 +218,8 @@ class LibraryConnection:
         """Error that made the connection unusable, or None. Once it is set, the caller must close
         the connection."""
         self.used: bool = False
-        """Whether the connection has been used. If so, it may have died while idle."""
+        """Whether the connection has been used. A used connection may have died while it was
+        idle."""
         self._timeout = timeout
         _limit_socket(connection, timeout)
 

@@ -21,7 +21,7 @@ def set_bounds(
 ) -> Call[bool]:
     """Set an operator's bounds, which override the program's; None removes them.
 
-    Return whether this changed something.
+    Return whether the stored bounds changed.
     """
     return _set(keys, "!bounds", "" if bounds is None else bounds.stored, by, now_us)
 

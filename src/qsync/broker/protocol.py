@@ -100,7 +100,8 @@ class RedisConnection(asyncio.Protocol):
         """Error that made the connection unusable, or None. Once it is set, the caller must close
         the connection."""
         self.used: bool = False
-        """Whether the connection has been used. If so, it may have died while idle."""
+        """Whether the connection has been used. A used connection may have died while it was
+        idle."""
         self._loop = asyncio.get_running_loop()
         internals = redis_internals.streams(connection)
         if internals is None:
@@ -269,7 +270,8 @@ class PlainConnection:
         """Error that made the connection unusable, or None. Once it is set, the caller must close
         the connection."""
         self.used: bool = False
-        """Whether the connection has been used. If so, it may have died while idle."""
+        """Whether the connection has been used. A used connection may have died while it was
+        idle."""
 
     @property
     def is_open(self) -> bool:

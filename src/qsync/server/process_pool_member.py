@@ -143,7 +143,8 @@ class WorkerProcess:
 
     @property
     def takes_more(self) -> bool:
-        """Return whether a call may be sent behind unanswered calls."""
+        """Return whether another call may be sent before the process has answered the earlier
+        ones."""
         return self.quick and not self.preparing and not self._unsent and len(self.sent) < WINDOW
 
     async def prepare(self, path: str) -> None:
