@@ -1,6 +1,6 @@
 """Shell completion of the names of queues, servers and schedules.
 
-It spends at most a second reading the store, and offers nothing if the read fails.
+Completion reads the store for at most a second, and offers nothing if the read fails.
 """
 
 from __future__ import annotations

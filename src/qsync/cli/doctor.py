@@ -48,8 +48,8 @@ def doctor(
         bool,
         typer.Option(
             "--audit",
-            help="Check the data of the queues instead of the store's settings. This "
-            "reads in short steps, and writes only with --repair.",
+            help="Check the data of the queues instead of the store's settings. The "
+            "audit reads in short steps, and writes only with --repair.",
         ),
     ] = False,
     queue: OnlyQueue = None,
@@ -61,7 +61,7 @@ def doctor(
     """Check whether the store is suitable for qsync, and suggest what to change.
 
     With --audit, check the data of the queues instead; with --audit --repair, also repair the
-    damage. Both can run while the queues are in use.
+    damage. An audit and a repair can run while the queues are in use.
 
     Exit codes: 0 ok, 1 problem found or damage left, 2 usage.
     """

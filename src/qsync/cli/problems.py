@@ -19,8 +19,8 @@ MAX_LINES: Final = 10
 async def errors_of(inspector: Inspector, queues: Sequence[QueueInfo]) -> dict[str, int]:
     """Return how many different errors the unacknowledged dead tasks of each queue have.
 
-    The result covers up to MAX_LINES queues. It omits queues with more than about 20,000 dead
-    tasks, because one read cannot group that many.
+    The result covers up to MAX_LINES queues. Queues with more than about 20,000 dead tasks are
+    omitted, because one read cannot group that many.
     """
     numbers = {}
     for info in [info for info in queues if info.died is not None][:MAX_LINES]:

@@ -279,7 +279,7 @@ def trigger(
 ) -> None:
     """Enqueue the task of a schedule once, now, in addition to its ticks.
 
-    This does not count as a tick: LAST TICK in `qsync schedule list` stays the same.
+    A triggered run does not count as a tick: LAST TICK in `qsync schedule list` stays the same.
     """
     with open_store(store) as session:
         owner = queue_of_schedule(session, name, queue)
@@ -358,7 +358,7 @@ def _finish(
 
 
 def info_of(session: StoreSession, name: str, queue: str) -> ScheduleInfo:
-    """Return a schedule that the command has found before; exit if it was deleted since then."""
+    """Return a schedule whose queue is known; exit if it has been deleted in the meantime."""
     schedules = session.run(session.inspector.schedules(prefix=name))
     same = [info for info in schedules if (info.name, info.queue) == (name, queue)]
     if not same:

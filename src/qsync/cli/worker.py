@@ -61,9 +61,9 @@ def worker(
     For example: qsync worker shop.tasks:app --processes 4 --queues critical=5,default=3
 
     A process that dies is replaced, and its tasks return to the queue within a second. If two
-    processes have died while running the same task, the task then runs alone in its process. Before
-    it starts, the task waits at most 2 s for running tasks to end; it then delays other tasks for
-    at most 1 s.
+    processes have died while running the same task, the task then runs alone in its process. Such a
+    task first waits at most 2 s for running tasks to end, and then delays other tasks for at most
+    1 s.
 
     Ctrl-C or SIGTERM stops gracefully: running tasks have the shutdown timeout to end. A second
     signal stops at once. SIGHUP restarts the processes one after another, so that they load the

@@ -57,8 +57,8 @@ def instrument(
     With `run="parent"`, the span of a run is a child of the enqueue's span, so a whole chain of
     tasks is one trace. With `run="link"`, each run starts a new trace that links to the enqueue;
     use this for tasks that run much later. `error_text` returns the text to record for an
-    exception. Without it, only the exception's type and traceback lines are recorded, because the
-    text may contain parts of the payload.
+    exception. Without `error_text`, only the exception's type and traceback lines are recorded,
+    because the text may contain parts of the payload.
 
     In threads, the run's span is the current span of the handler. The same holds for
     executor="process" if the handler's module instruments the app through which it enqueues. Raises

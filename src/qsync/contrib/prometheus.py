@@ -59,7 +59,7 @@ LABELLED_LIMITS: Final = 500
 """Maximum number of (queue, limit name) pairs that have their own label."""
 
 LIMITS_READ: Final = 1000
-"""Approximate number of limits in use that are read per queue; a name may have many values."""
+"""Approximate number of limits in use that are read per queue; each value of a limit counts."""
 
 LABELLED_TYPES: Final = 1000
 """Maximum number of (queue, type) pairs that have their own label."""

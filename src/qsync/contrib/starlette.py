@@ -58,9 +58,10 @@ _SECOND_APP: Final = (
 def lifespan(app: Qsync, inner: Lifespan | None = None) -> Lifespan:
     """Return a lifespan for Starlette or FastAPI that opens a client of the app and closes it.
 
-    `inner` is a lifespan of your own. It starts after the client is opened and ends before the
-    client is closed. The state that it yields is in `request.state` as usual. When the site stops,
-    the shared clients of the app, which `task.enqueue()` uses, are closed as well.
+    `inner` is a lifespan of your own. Your lifespan starts after the client is opened and ends
+    before the client is closed. The state that your lifespan yields is in `request.state` as usual.
+    When the site stops, the shared clients of the app, which `task.enqueue()` uses, are closed as
+    well.
     """
 
     if not isinstance(app, Qsync):
@@ -131,8 +132,8 @@ def mount_dashboard(
 ) -> None:
     """Mount the dashboard of the app at a path of the site; it starts and stops with the site.
 
-    Takes the options of `qsync.web.create_app`. Raises ConfigError when neither `token` nor `auth`
-    restricts access, or the path is invalid.
+    The options are those of `qsync.web.create_app`. Raises ConfigError when neither `token` nor
+    `auth` restricts access, or the path is invalid.
     """
     if not isinstance(site, Starlette):
         raise ConfigError(f"site: {shorten(site)} is not a Starlette application")

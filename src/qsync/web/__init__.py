@@ -3,8 +3,8 @@
     dashboard = create_app(queue.inspector(), auth=is_admin)     # for users that your app admits
     host = Starlette(routes=[Mount("/qsync", dashboard)])
 
-The dashboard needs the extra `web`, and uses the store only through the Inspector. It denies all
-access until you configure `token` or `auth`. docs/dashboard.md describes how to run, mount and
+The dashboard needs the extra `web`, and uses the store only through the Inspector. All access is
+denied until you configure `token` or `auth`. docs/dashboard.md describes how to run, mount and
 secure the dashboard.
 """
 

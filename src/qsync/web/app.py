@@ -146,9 +146,9 @@ STATIC: Final = {
 class Dashboard(Starlette):
     """The dashboard: run it, or mount it in another ASGI app.
 
-    While it runs, it reads the queues every 5 s for its charts. A mounted dashboard gets no
-    lifespan events, unless the outer app passes them on; that app can use `async with dashboard:`
-    in its own lifespan. If it does neither, reading starts with the first request and ends with
+    While the dashboard runs, it reads the queues every 5 s for its charts. A mounted dashboard gets
+    no lifespan events, unless the outer app passes them on; that app can use `async with
+    dashboard:` in its own lifespan. Otherwise, reading starts with the first request and ends with
     the event loop.
     """
 

@@ -28,8 +28,8 @@ log: Final = logging.getLogger("qsync.web")
 
 Answer = bool | str | Response | None
 Auth = Callable[[Request], Answer | Awaitable[Answer]]
-"""The host app's function of a request. True or the user's name allows the request; a Response is
-sent instead of the page; any other value refuses the request."""
+"""Function of the host app that checks a request. True or the user's name allows the request; a
+Response is sent instead of the page; any other value refuses the request."""
 
 COOKIE: Final = "qsync_session"
 SESSION_S: Final = 7 * 86_400
@@ -262,8 +262,9 @@ def host_of(request: Request) -> str:
 def same_origin(request: Request) -> bool:
     """Return whether a request that changes something comes from a page of this dashboard.
 
-    Browsers send this information in the headers Sec-Fetch-Site and Origin. They omit
-    Sec-Fetch-Site for pages loaded over plain HTTP from another machine; then Origin alone decides.
+    Browsers send this information in the headers Sec-Fetch-Site and Origin. For
+    pages loaded over plain HTTP from another machine, browsers omit Sec-Fetch-Site, and Origin
+    alone decides.
     """
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "")
     if site is None:

@@ -88,7 +88,7 @@ def language_of(request: Request, default: Language | None) -> Language:
 
     These sources are tried in order: the user's choice on the page, the option of the host
     application, the language in which that application serves this request, and the browser's
-    preference. If none of them names an available language, it is English.
+    preference. If none of them names an available language, the language is English.
     """
     chosen = LANGUAGES.get(request.cookies.get(COOKIE, "")) or default
     return chosen or preferred(_asked(request)) or ENGLISH

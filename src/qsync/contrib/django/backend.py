@@ -33,7 +33,7 @@ from qsync.value_text import shorten
 class QsyncBackend(tasks_api.BaseTaskBackend):
     """Runs the tasks of django.tasks on the servers of `manage.py qsync_worker`.
 
-    Its OPTIONS are the default options of its tasks: `retry`, `retry_delay`, `timeout`,
+    OPTIONS has default options for the tasks of this backend: `retry`, `retry_delay`, `timeout`,
     `retention` (default: a day) and the other options of Task. `@task(retry=5, timeout=60)`
     overrides them for one task.
     """

@@ -38,7 +38,7 @@ class _NoRows(models.Manager[Any]):
 
 
 class Schedule(models.Model):
-    """A schedule in the store, as the admin shows it. It has permissions but no table.
+    """A schedule in the store, as the admin shows it. The model has permissions but no table.
 
     The id consists of queue and name, e.g. `mail:report-42`, because programs may have periodic
     tasks with the same name in several queues.

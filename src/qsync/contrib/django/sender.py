@@ -36,8 +36,8 @@ class ProjectSender:
     """Sends tasks at the time that the setting ENQUEUE selects; the setting is read at each
     enqueue.
 
-    A task enqueued in an open transaction gets its id at once. Its handle's `created` is False,
-    because the store does not have the task yet.
+    A task enqueued in an open transaction gets its id at once. The handle's `created` is then
+    False, because the store does not have the task yet.
     """
 
     def __init__(self, connections: Connections) -> None:

@@ -138,8 +138,8 @@ class Outbox:
     def transaction(self, connection: Any) -> Any:
         """Open the outermost transaction on a psycopg connection; tasks can be added within it.
 
-        After the commit, the block sends them; a rollback discards them. Raises ConfigError if a
-        transaction is already open on the connection.
+        After the commit, the block sends the tasks; a rollback discards them. Raises ConfigError if
+        a transaction is already open on the connection.
         """
         from qsync.contrib.outbox.psycopg import transaction_of
 

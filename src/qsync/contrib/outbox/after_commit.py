@@ -55,8 +55,10 @@ class AfterCommit:
         return self._made
 
     def send(self, rows: Sequence[UnsentRow], database: CommittedRows) -> None:
-        """Send the rows that the commit has kept, and delete those that the store acknowledged;
-        blocks."""
+        """Send the rows that the commit has kept, and delete those that the store acknowledged.
+
+        The call blocks until this is done.
+        """
         if not (rows := self._own(rows)):
             return
         try:

@@ -48,8 +48,8 @@ def instrument(app: Qsync, *, report: Report = "all", monitors: bool = True) -> 
     monitors  whether Sentry monitors the app's periodic tasks
 
     Errors are grouped by task type and error class. A report includes the task's id, type, queue
-    and attempt, and the server. It includes the payload only if `send_default_pii` is set. The
-    trace of an enqueue continues in the handler. Records of the servers' logger are ignored, so
+    and attempt, and the server. A report includes the payload only if `send_default_pii` is set.
+    The trace of an enqueue continues in the handler. Records of the servers' logger are ignored, so
     that no error is reported twice. Raises ConfigError if the app has already enqueued or is
     instrumented, or an option is invalid.
     """
