@@ -63,8 +63,8 @@ class SocketConnection:
     ) -> None:
         self.raw = connection
         self.error: Exception | None = None
-        """Error that made the connection unusable, or None. Once it is set, the caller must close
-        the connection."""
+        """Error that made the connection unusable, or None. Once this error is set, the caller must
+        close the connection."""
         self.used: bool = False
         """Whether the connection has been used. A used connection may have died while it was
         idle."""
@@ -215,8 +215,8 @@ class LibraryConnection:
     def __init__(self, connection: Any, timeout: float) -> None:
         self.raw = connection
         self.error: Exception | None = None
-        """Error that made the connection unusable, or None. Once it is set, the caller must close
-        the connection."""
+        """Error that made the connection unusable, or None. Once this error is set, the caller must
+        close the connection."""
         self.used: bool = False
         """Whether the connection has been used. A used connection may have died while it was
         idle."""

@@ -97,8 +97,8 @@ class RedisConnection(asyncio.Protocol):
     def __init__(self, connection: Any) -> None:
         self.raw = connection
         self.error: Exception | None = None
-        """Error that made the connection unusable, or None. Once it is set, the caller must close
-        the connection."""
+        """Error that made the connection unusable, or None. Once this error is set, the caller must
+        close the connection."""
         self.used: bool = False
         """Whether the connection has been used. A used connection may have died while it was
         idle."""
@@ -114,8 +114,8 @@ class RedisConnection(asyncio.Protocol):
         self._replies: list[Any] = []
         self._expected = 0
         self._usual_reply: bytes | None = None
-        """Encoded reply that most exchanges of this kind receive. It is returned without being
-        parsed."""
+        """Encoded reply that most exchanges of this kind receive. A reply equal to it is returned
+        without being parsed."""
         self._answer: asyncio.Future[None] | None = None
         self._due = 0.0
         """Time at which the exchange in flight times out, by the loop's clock."""
@@ -267,8 +267,8 @@ class PlainConnection:
     def __init__(self, connection: Any) -> None:
         self.raw = connection
         self.error: Exception | None = None
-        """Error that made the connection unusable, or None. Once it is set, the caller must close
-        the connection."""
+        """Error that made the connection unusable, or None. Once this error is set, the caller must
+        close the connection."""
         self.used: bool = False
         """Whether the connection has been used. A used connection may have died while it was
         idle."""

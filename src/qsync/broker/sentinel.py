@@ -97,7 +97,8 @@ def _settings(address: Address, retry: Any) -> dict[str, Any]:
 
 
 def _first(sentinel: Any, sentinels: Sequence[Any]) -> list[Any]:
-    """Return the Sentinels in the order to ask them, the one that knew the primary first."""
+    """Return the Sentinels in the order in which to ask them; the one that last knew the primary
+    comes first."""
     return [sentinel, *(other for other in sentinels if other is not sentinel)]
 
 

@@ -21,7 +21,8 @@ kept."""
 
 
 async def readable_config(broker: AsyncBroker, prefix: str, config: Config) -> Config:
-    """Return the config without the queues that only a later version can read; log each once.
+    """Return the config without the queues that only a later version can read; log each of these
+    queues once.
 
     Raises SchemaMismatch if no queue is left.
     """

@@ -31,7 +31,7 @@ class PartFailure(NamedTuple):
 
 
 class Outage:
-    """The parts of a server that cannot reach the store, or whose calls it refuses."""
+    """The parts of a server that cannot reach the store, or whose calls the store refuses."""
 
     def __init__(self) -> None:
         self.parts: dict[str, PartFailure] = {}

@@ -326,7 +326,7 @@ class WorkerProcess:
             pass
         recalled = self.recall()
         self._forget()
-        self._kill_group()  # before it is reaped: later, another process may have its id
+        self._kill_group()  # before its id can be reused
         begun, self.sent = self.sent, deque()
         if begun:
             threading.Thread(

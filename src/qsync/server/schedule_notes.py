@@ -47,7 +47,7 @@ class ScheduleNotes:
 
 
 async def send_notes(broker: Any, keys: QueueKeys, notes: Sequence[Note]) -> None:
-    """Send notes; store errors are ignored."""
+    """Send notes, and ignore errors from the store."""
     await broker.run_many(
         [
             schedule_run_ops.note_runs(keys, notes[start : start + NOTES_PER_CALL])

@@ -2,10 +2,10 @@
 
 There is no leader and no lock. A server reads the due schedules, computes the next ticks, and sends
 both to a script, which ignores a schedule that has changed since then. So if several servers read
-the same tick, only one of them enqueues it. If that server dies first, another server enqueues the
-tick. Servers sleep until the next tick that they know of. Once per second, they read one hash, in
-which clients announce schedules that are due soon. Every minute, they check all queues that have
-schedules.
+the same tick, only one of them enqueues it. If a server dies before it has enqueued the tick,
+another server enqueues it. Servers sleep until the next tick that they know of. Once per second,
+they read one hash, in which clients announce schedules that are due soon. Every minute, they check
+all queues that have schedules.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@
 check_schema()
 local first, last = tonumber(ARGV.first), tonumber(ARGV.first) + tonumber(ARGV.count) - 1
 
--- Return the limits whose stored counts differ from the tasks that hold them.
+-- Return the limits whose stored counts differ from the number of tasks that hold them.
 local function miscounted(counts)
   local found, limits = {}, {}
   for limit in pairs(counts) do

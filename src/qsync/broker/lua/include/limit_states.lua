@@ -144,7 +144,7 @@ local function scan_rules()
   end
 end
 
--- Read the rules in these fields.
+-- Read the rules in these fields of limit_rules.
 local function read_rule_fields(fields)
   if #fields > 0 and not known.all_fields then
     for i, text in ipairs(redis.call('HMGET', KEYS.limit_rules, unpack(fields))) do
