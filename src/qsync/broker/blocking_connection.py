@@ -262,7 +262,7 @@ class LibraryConnection:
 def _limit_reads(sock: Any) -> bool:
     """Set the kernel's timeout for reads of a blocking socket; return False if that is impossible.
 
-    A socket of gevent or eventlet, which is of another class, must not block in the kernel.
+    A socket of gevent or eventlet must not block in the kernel; it is recognized by its class.
     """
     if sys.platform != "linux" or type(sock) is not socket.socket:
         return False

@@ -1,10 +1,10 @@
 """Reports a server's counts for each task type by minute, and rolls up the minutes that have ended.
 
-The slowest completed runs of a minute are sent as a separate report. So is the server's start,
-which is reported once. A report replaces the server's earlier report for the same minute, so it can
-be sent twice. When a minute is over, one of the servers that reported it puts all reports into
-blocks (qsync.type_rolls). Reports that the store does not accept are dropped and counted:
-statistics never delay a server.
+The slowest completed runs of a minute are sent as a separate report. The server's start is another
+separate report, which is sent once. A report replaces the server's earlier report for the same
+minute, so it can be sent twice. When a minute is over, one of the servers that reported it puts all
+reports into blocks (qsync.type_rolls). Reports that the store does not accept are dropped and
+counted: statistics never delay a server.
 """
 
 from __future__ import annotations
