@@ -120,7 +120,7 @@ def _message_of(error: Exception) -> str:
 def runs_alone(context: typer.Context) -> bool:
     """Return whether the user called a group without naming one of its commands.
 
-    Exits if the options come before the name of a command; they must come after it.
+    Exit if options come before the name of a command: they must come after the name.
     """
     set_command_path(context.command_path)
     if context.invoked_subcommand is None:
@@ -150,7 +150,7 @@ class QsyncCommand(TyperCommand):
     """A command that sets the command path when it runs, and shows its arguments by name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Set the command path, then parse the arguments."""
+        """Parse the arguments; set the command path first, because errors show it."""
         set_command_path(ctx.command_path)
         return super().parse_args(ctx, args)
 

@@ -74,7 +74,7 @@ def retry(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Make tasks pending now that are dead, scheduled or waiting for a retry.
+    """Make tasks that are dead, scheduled or waiting for a retry pending now.
 
     For example: qsync task retry --state retry --error Timeout --dry-run
 

@@ -77,7 +77,7 @@ COUNTER_HELP: Final[Mapping[str, str]] = {
     "completed": "Tasks completed.",
     "failed": "Attempts that failed.",
     "retried": "Failed attempts that are retried.",
-    "crashed": "Times that a server died while it ran a task.",
+    "crashed": "Times that a server died while running a task.",
     "dead": "Tasks that died.",
     "cancelled": "Tasks cancelled.",
     "trimmed": "Dead tasks deleted because of their number or age.",

@@ -26,13 +26,13 @@ COUNTED_QUEUES: Final = 5
 """Maximum number of queues whose tasks without a handler are counted."""
 
 COUNTED_TYPES: Final = 5
-"""Maximum number of types per queue whose tasks are counted."""
+"""Maximum number of types per queue whose tasks without a handler are counted."""
 
 COUNT_STEPS: Final = 4
 """Maximum number of steps, of 250 tasks each, to count the tasks of a type in a state."""
 
 COUNTED_FOR_S: Final = 3.0
-"""How long these counts are reused, in seconds."""
+"""How long the counts of tasks without a handler are reused, in seconds."""
 
 
 async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Problem]:

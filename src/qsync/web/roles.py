@@ -48,8 +48,8 @@ ROLES: Final[dict[str, Role]] = {
 
 
 def check_role(role: RoleOf | Role | None) -> RoleOf | Role:
-    """Check the option `role` and return it; None becomes `delete`. Raise ConfigError if it is
-    invalid."""
+    """Check the option `role` and return it; None becomes `delete`. Raise ConfigError if the option
+    is invalid."""
     if role is None:
         return "delete"
     if callable(role) or role in RANK:

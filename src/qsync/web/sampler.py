@@ -187,8 +187,8 @@ def _sum(each: Sequence[Figures]) -> Figures:
 def _of(sample: TimedFigures, queue: str | None, *, is_first: bool = False) -> Figures | None:
     """Return the figures of a queue, or of all queues; None if the sample lacks them.
 
-    is_first   whether the sample begins an interval: a queue that it lacks then did not exist yet,
-               so its figures are 0
+    is_first   whether the sample begins an interval; a queue that is missing from such a sample did
+               not exist yet, so its figures are 0
     """
     if queue is None or sample.total is None:
         return sample.total

@@ -29,7 +29,7 @@ COMPARED_ROWS: Final = 20
 replaces another task. If there are more, a relay sends that row."""
 
 COMPARED_BYTES: Final = 1024 * 1024
-"""Maximum total size of these earlier rows, in bytes."""
+"""Maximum total size of the earlier rows that are read for this comparison, in bytes."""
 
 COUNTED: Final = 10_000
 """Maximum number of waiting rows that are counted."""
