@@ -158,7 +158,7 @@ def look_for(name: str, by: str, plant: Plant, search: Search, most: int = ENOUG
 
 def shown(found: Found) -> dict[str, Any]:
     """Return a row of the table, without parts that differ between machines."""
-    text = re.sub(r"unix://\S+|/tmp/\S+", "the store", found.seen.partition("\n")[0])
+    text = re.sub(r"unix://\S+|/tmp/\S+", "unix://...", found.seen.partition("\n")[0])
     text = re.sub(r"^\d+\.\d+ ", "", text)
     text = text if len(text) <= SHOWN else text[:SHOWN].rstrip() + " ..."
     needed = "not found" if found.needed is None else found.needed
