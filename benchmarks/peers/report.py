@@ -30,8 +30,8 @@ memory, lower is better.
 
 * **drain**: the rate at which a server runs no-op tasks that were enqueued before it started, with
   payloads of 32 bytes and handlers of the kind shown (coroutines: 100 at once). The server measures
-  the time from the start of the first handler to the end of the last one. At most one task in a
-  hundred may run more than once.
+  the time from the start of the first handler to the end of the last one. A round fails if more
+  than 1% of its tasks run more than once.
 * **one by one**: one caller awaits each enqueue (for threads, with the blocking client).
   **concurrent**: 100 coroutines of one process enqueue concurrently. **bulk**: the queue's own bulk
   call, with 10,000 tasks per call; a dash means that the queue has no such call.
