@@ -96,7 +96,7 @@ _MODULES = {
     "qsync.task": ("CRITICAL", "DEFAULT", "LOWER", "Task", "TaskInfo", "TaskStatus"),
 }
 """Public names by module. A module is imported at the first use of one of its names, so a program
-imports only what it uses. The errors are imported at once: all modules need them."""
+imports only what it uses. The errors are imported right away, because all modules need them."""
 
 
 if not typing.TYPE_CHECKING:  # otherwise type checkers would accept any name

@@ -81,7 +81,7 @@ RetryPolicy = Delays | Callable[[int, Exception], Delay] | None
 
 
 def spread(minimum: float, maximum: float) -> float:
-    """Return a random number in this range, which keeps servers from acting all at once."""
+    """Return a random number in this range, so that servers do not all act at the same moment."""
     return minimum + _chance() * (maximum - minimum)  # noqa: S311 - not a secret
 
 

@@ -49,7 +49,7 @@ class Chunk(NamedTuple):
 
 
 class RoundTrip(NamedTuple):
-    """The chunks of one round trip, and the calls for them."""
+    """The chunks that one round trip sends, and one call per chunk."""
 
     chunks: Sequence[Chunk]
     calls: Sequence[Call[list[Enqueued]]]

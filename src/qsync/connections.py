@@ -59,7 +59,7 @@ _NO_URL = (
 ClientTypes = tuple[Callable[..., "Client"], Callable[..., "AsyncClient"]]
 
 _OF_STORE = ("_where", "prefix", "_options", "_blocking", "_by_loop", "client_types")
-"""Attributes of Connections that depend on the store."""
+"""Attributes of a Connections object whose values depend on the store."""
 
 
 class Connections:
@@ -111,7 +111,8 @@ class Connections:
         self.client_types: ClientTypes | None = None
         """Client classes that run tasks inline, for tests; None means the usual classes."""
         self.sender: Sender | None = None
-        """Sender for task functions; None means that the shared clients send tasks at once."""
+        """Sender for the tasks of task functions; None means that the shared clients send these
+        tasks directly."""
         self._blocking: dict[int, Client] = {}
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopClient] = {}
 
@@ -178,7 +179,7 @@ class Connections:
         return self.async_client_of(broker, **self._options)
 
     def extend(self, extension: Extension) -> None:
-        """Add an extension. Raise ConfigError as `Qsync.extend` does."""
+        """Add an extension. Raise ConfigError in the cases that `Qsync.extend` lists."""
         from qsync.instrumentation import Extension  # imports the clients
 
         if not isinstance(extension, Extension):
@@ -256,7 +257,8 @@ class Connections:
         pid = os.getpid()
         client = self._blocking.get(pid)
         if client is None:
-            # setdefault: if two threads arrive at once, both get the client of the first thread.
+            # setdefault: if two threads arrive at the same time, both get the client of the first
+            # thread.
             client = self._blocking.setdefault(pid, self.client())
         return client
 

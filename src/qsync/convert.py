@@ -107,7 +107,8 @@ def converter(annotation: Any) -> Convert:
             return decode(data)
         except msgspec.ValidationError as error:
             failed = error
-        # Decode extensions and try again: their values may match where an extension does not.
+        # Replace extensions with their values and try again, since a value may match the type even
+        # where its extension does not.
         try:
             return msgspec.convert(as_it_is(data), rewritten, dec_hook=_revive)
         except msgspec.ValidationError:
@@ -231,11 +232,11 @@ def _is_ours(cls: type) -> bool:
 
 
 def _revive(cls: type, value: Any) -> Any:
-    """Make a value of a class unknown to msgspec.
+    """Create a value of a class that msgspec does not know.
 
     Raise ValueError if the data do not match the class.
     """
-    if isinstance(value, cls):  # object, a _OneOf, or a value from an extension
+    if isinstance(value, cls):  # cls is object or a _OneOf, or the value came from an extension
         return value
     if issubclass(cls, msgpack_extensions.TEXTS) and isinstance(value, str):
         return _constructed(cls, value)
@@ -254,8 +255,8 @@ def _constructed(cls: type, text: str) -> Any:
 
 
 def _is_pydantics(node: Any) -> bool:
-    """Return whether a node is a class of pydantic, or a constraint for pydantic in an
-    Annotated."""
+    """Return whether a node is a pydantic class, or a pydantic constraint within an Annotated
+    type."""
     return "pydantic" in sys.modules and (
         hasattr(node, "__get_pydantic_core_schema__")
         or hasattr(node, "__pydantic_decorators__")

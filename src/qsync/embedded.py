@@ -3,15 +3,16 @@
 A guardian process runs Valkey while user processes exist. Processes lock files in the folder with
 flock; the system releases the locks of a process that dies:
 
-users.lock      Each user holds a shared lock on it. The guardian tries to lock it exclusively: when
-                that succeeds, no user is left, and the guardian stops Valkey before it releases the
-                lock. A user that arrives during that time waits, and then starts a new guardian.
-start.lock      A user holds it while checking whether the store runs, and while starting a
-                guardian.
+users.lock      Each user process holds a shared lock on it. The guardian tries to lock it
+                exclusively. When that succeeds, no user process is left, and the guardian stops
+                Valkey before it releases the lock. A process that arrives during that time waits,
+                and then starts a new guardian.
+start.lock      A user process holds it while it checks whether the store runs, and while it starts
+                a guardian.
 guardian.lock   The guardian holds it. The guardian runs in a separate session, so that Ctrl-C in a
                 terminal does not stop it. The file contains the path of the socket.
-valkey.lock     Valkey inherits it, so that no two Valkeys write the same data, even when a guardian
-                was killed.
+valkey.lock     Valkey inherits it from the guardian, so that no two Valkeys write the same data,
+                even when a guardian was killed.
 
 A child created by `os.fork` shares the lock of its parent: the store runs until both have ended. A
 child that is started in another way, e.g. with `subprocess`, does not share the lock.
@@ -92,9 +93,10 @@ class Embedded:
     def start(self) -> str:
         """Start the store if it is not running, and return the path of its socket.
 
-        Another call restarts a store that has stopped. Raises StoreUnavailable, with the end of
-        Valkey's log, if the store does not start or answer. Raises ConfigError if the folder, or a
-        file in it, belongs to another user or is writable by others.
+        If the store has stopped in the meantime, calling `start` again restarts it. Raises
+        StoreUnavailable, with the end of Valkey's log, if the store does not start or answer.
+        Raises ConfigError if the folder, or a file in it, belongs to another user or is writable by
+        others.
         """
         with self._mutex:
             try:
@@ -141,7 +143,7 @@ class Embedded:
             answer = _ask(path, b"PING")
             if answer.startswith(b"+PONG"):
                 return path
-            if answer:  # the store is loading its data, which may take long
+            if answer:  # the store is loading its data, which may take a long time
                 end = time.monotonic() + _PATIENCE
             if time.monotonic() > end:
                 raise StoreUnavailable(f"the store in {self.folder} is running but does not answer")
@@ -209,16 +211,17 @@ def valkey_program() -> str:
 def valkey_environment() -> dict[str, str]:
     """Return the environment of this process, plus settings of the C library that suit Valkey.
 
-    The wheel's Valkey uses the malloc of the C library. By default that malloc keeps few freed
-    chunks for reuse, and allocates from all over a large heap, which causes CPU cache misses. Huge
-    pages stay off: with them, the store pauses for about 5 ms each time it needs another huge page.
+    The wheel's Valkey uses the malloc of the C library. By default, this malloc keeps few freed
+    chunks for reuse, and allocates chunks that are scattered over a large heap, which causes CPU
+    cache misses. Huge pages stay off: with them, the store pauses for about 5 ms each time it needs
+    another huge page.
     """
     return {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=20000", **os.environ}
 
 
 def _guard(program: str) -> None:
     """Run Valkey in the working directory until no user is left; the guardian's main function."""
-    if os.fork():  # the parent exits, so that no user has to reap the guardian
+    if os.fork():  # the parent exits, so that no user process has to reap the guardian
         os._exit(0)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -268,7 +271,7 @@ def _keep(program: str, path: Path, users: int, data: int) -> None:
             answered = _ask(str(path), b"PING").startswith(b"+PONG")
             if answered and stat.S_ISFIFO(os.fstat(1).st_mode):
                 _report_ready()
-        elif not path.exists():  # the socket was deleted: restart Valkey to recreate it
+        elif not path.exists():  # the socket was deleted; a new Valkey recreates it
             _end(valkey)
         time.sleep(0.1 if answered else 0.01)
     _end(valkey)

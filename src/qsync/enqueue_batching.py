@@ -19,20 +19,20 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 IN_TWO: Final = 32
-"""If at least this many items arrive at once, the first batch takes only half of them."""
+"""If at least this many items arrive together, the first batch takes only half of them."""
 
 
 class Batcher(Generic[T, U]):
     """Combines concurrent requests into batches, one batch in flight at a time, in order.
 
-    Items that arrive while a batch is in flight go into the next one. So an idle batcher sends at
-    once, and a busy batcher sends large batches. When IN_TWO or more items arrive together, half of
-    them go first. From then on, the store works on one half while the callers of the other half
-    continue. If a batch fails, all its callers get the error. A lone caller sends its own item
-    directly, which is faster. The caller sends at once if no other callback of the event loop is
-    ready to run. Some event loops, such as uvloop's, do not reveal whether callbacks are ready. On
-    such a loop, a lone caller sends at once if no item came while the last lone caller's item was
-    in flight.
+    Items that arrive while a batch is in flight go into the next one. So an idle batcher sends
+    immediately, and a busy batcher sends large batches. When IN_TWO or more items arrive together,
+    half of them go first. From then on, the store works on one half of the items while the callers
+    of the other half continue. If a batch fails, all its callers get the error. A lone caller sends
+    its own item directly, which is faster. The caller sends immediately if no other callback of the
+    event loop is ready to run. Some event loops, such as uvloop's, do not reveal whether callbacks
+    are ready. On such a loop, a lone caller sends immediately if no item arrived while the last
+    lone caller's item was in flight.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
     `too_late` returns. No caller expires while the store keeps answering. A caller expires only
@@ -92,9 +92,9 @@ class Batcher(Generic[T, U]):
         for it."""
 
     def submit(self, item: T) -> Awaitable[U]:
-        """Return an awaitable of the reply; the caller must await it at once.
+        """Return an awaitable for the reply, which the caller must await immediately.
 
-        Cancelling the awaitable affects no other caller; the item may have been sent.
+        Cancelling the awaitable does not affect other callers; the item may already have been sent.
         """
         loop = self._loop
         if loop is None:
@@ -112,14 +112,15 @@ class Batcher(Generic[T, U]):
         return future
 
     async def _submit_first(self, loop: asyncio.AbstractEventLoop, item: T) -> U:
-        """Send the item of a caller that found the batcher idle, with others that arrive now."""
+        """Send the item of a caller that found the batcher idle, together with items of callers
+        that are ready now."""
         try:
             quiet = is_quiet(loop)
             if quiet or (quiet is None and self._was_alone):
                 return await self._run_one(item, self._patience)
             future = self._add(loop, item)
             try:
-                await asyncio.sleep(0)  # let other callers that are ready now join the batch
+                await asyncio.sleep(0)  # so that other callers that are ready can join the batch
                 if len(self._items) == 1:
                     remaining_s = self._remaining_s(self._arrivals[0])
                     self._items, self._futures, self._arrivals = [], [], []
@@ -152,7 +153,7 @@ class Batcher(Generic[T, U]):
                 self._solo_ended = self._solo_ended or asyncio.Event()
                 self._solo_ended.clear()
                 await self._solo_ended.wait()
-            await asyncio.sleep(0)  # let the lone caller start the next batch
+            await asyncio.sleep(0)  # so that the lone caller can start the next batch
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -167,7 +168,7 @@ class Batcher(Generic[T, U]):
         now, self._expiry = asyncio.get_running_loop().time(), None
         oldest = math.inf
         limit = now - self._patience if now - self._answered >= self._line_s else -math.inf
-        if now - due > LOOP_BLOCKED_S:  # the loop was blocked: replies may wait unread
+        if now - due > LOOP_BLOCKED_S:  # the loop was blocked, so replies may be waiting unread
             limit = -math.inf
         for futures, arrivals in (
             (self._sent, self._sent_arrivals), (self._futures, self._arrivals)
@@ -203,7 +204,8 @@ class Batcher(Generic[T, U]):
             self._give_up()
 
     def _give_up(self) -> None:
-        """Cancel the callers that still wait, which happens only if the sender was cancelled."""
+        """Cancel the callers that are still waiting; there are none unless the sender was
+        cancelled."""
         self._sender = None
         for future in self._futures:
             future.cancel()

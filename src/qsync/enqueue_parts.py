@@ -25,9 +25,9 @@ def in_parts(
     """Store as many of the tasks as fit into a bounded queue, since each task has its own caller.
 
     Yields the tasks of the next call, and receives its reply: the outcomes or the error. Returns
-    the answer for each task. `full` is the error of the call with all tasks. If a task does not
-    fit, only tasks that are at least as large are refused with it. A queue that drops its oldest
-    tasks accepts all tasks, in parts that are within its bound.
+    the answer for each task. `full` is the error that the call with all tasks raised. If a task
+    does not fit, only tasks that are at least as large are refused with it. A queue that drops its
+    oldest tasks accepts all tasks, in parts that are within its bound.
     """
     sizes = [stored_size(task) for task in tasks]
     answers: dict[int, Enqueued | Exception] = {}
@@ -78,9 +78,10 @@ def _refused(
     sizes: Sequence[int],
     full: QueueFull,
 ) -> list[int]:
-    """Return the tasks that are refused along with a task that was sent alone.
+    """Return the tasks to refuse because the store refused the task `alone`, sent by itself.
 
-    A task with a lock or a chosen id is still tried: a duplicate needs no space in the queue.
+    A task with a lock or a chosen id is still tried, since it may be a duplicate, which needs no
+    space in the queue.
     """
     return [
         index

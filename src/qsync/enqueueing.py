@@ -109,7 +109,7 @@ def is_refused(task: NewTask, reply: Enqueued) -> bool:
     """Return whether the reply to an enqueue of one task is an error.
 
     If a handler enqueues a child task that an earlier attempt has already enqueued, the reply is
-    not an error. This is so even if the child task has since left the queue.
+    not an error, even if the child task has since left the queue.
     """
     if reply.outcome in ("created", "replaced"):
         return False

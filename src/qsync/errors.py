@@ -1,4 +1,4 @@
-"""All exceptions of qsync: one class for each thing that a caller can do about an error.
+"""All exceptions of qsync, with one class for each way in which a caller can react.
 
 QsyncError
 ├── ConfigError          a setting or a registration is wrong: fix the program
@@ -64,7 +64,8 @@ class DuplicateTask(QsyncError):
 
 
 class TaskNotFound(QsyncError, LookupError):
-    """The queue has no such task: it ended and was not kept, was deleted, or never existed."""
+    """The queue has no such task: the task has ended and was not kept, was deleted, or never
+    existed."""
 
 
 class TaskNotWaiting(QsyncError):
@@ -162,14 +163,14 @@ class Retry(QsyncError):
 
 
 class SkipRetry(QsyncError):
-    """Raise it in a handler to make the task dead at once, without a retry."""
+    """Raise it in a handler to make the task dead immediately, without a retry."""
 
 
 class Snooze(QsyncError):
     """Raise it in a handler to have this task run again after `delay`; no attempt is counted.
 
     `delay` is in seconds or a timedelta, from 0 to ten years; another value raises ConfigError. If
-    the task's deadline is before the end of the delay, the task is dead at once.
+    the task's deadline is before the end of the delay, the task becomes dead immediately.
     """
 
     def __init__(self, delay: float | timedelta, message: str = "") -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 _WIPE_ON_FORK: Final = 18
-"""MADV_WIPEONFORK of Linux 4.14 and later; Python's `mmap` has no constant for it."""
+"""Value of MADV_WIPEONFORK (Linux 4.14 and later), for which Python's `mmap` has no constant."""
 
 _resets: Final[list[Callable[[], None]]] = []
 _lock = threading.Lock()

@@ -28,7 +28,7 @@ S = TypeVar("S")
 
 
 class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
-    """The part that `Handle` and `AsyncHandle` share."""
+    """Base class of `Handle` and `AsyncHandle`."""
 
     _queries: K
     id: str

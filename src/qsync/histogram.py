@@ -1,4 +1,4 @@
-"""Histograms of durations, whose quantiles are within about 7 %. Pure.
+"""Histograms of durations, whose quantiles are accurate to about 7 %. Pure.
 
 Durations are counted by cell; a cell is at most 15 % wide. A long-term record has only the weights
 of 18 buckets, and the cells of its median and its 95th percentile.
@@ -23,7 +23,7 @@ bound."""
 
 SHORTEST_S: Final = 0.0001
 LONGEST_S: Final = 86_400.0
-"""Upper bounds of the first cell and of the last but one, in seconds."""
+"""Upper bounds of the first and of the second-to-last cell, in seconds."""
 
 CELL_RATIO: Final = 1.15
 """Largest ratio of a cell's upper bound to its lower bound, except in the first and last cells."""
@@ -89,7 +89,7 @@ def _cell_in(weights: Sequence[float], sums: Sequence[float], target: float) -> 
 
 
 class Histogram(msgspec.Struct):
-    """Counts of durations; weights may be fractions.
+    """Counts of durations; a count that was computed from stored weights may be a fraction.
 
     cells   count of each cell that is not empty
     stored  weights of the buckets, keyed by the known cells of their quantiles
@@ -137,8 +137,8 @@ class Histogram(msgspec.Struct):
         """Estimate a quantile, in seconds; None if the histogram is empty.
 
         The result is the middle of a cell. If the counts are known by cell, or the share is MEDIAN
-        or HIGH, the error is therefore at most half of the cell's width, i.e. 7 %. No result is
-        longer than a day.
+        or HIGH, the error is therefore at most half of the cell's width, i.e. 7 %. A result is
+        never longer than a day.
         """
         cells = self._cells_at((share,))
         return None if cells is None else _middle(cells[0])

@@ -23,9 +23,9 @@ class CallSequences:
     flight.
 
     A sender has at most one call in flight, so the store keeps only the number of its last call. A
-    client has as many senders as concurrent calls. The most recently released sender is reused
-    first, so that the store soon forgets the extra senders of a burst. Threads may share this
-    object. A forked child creates new senders, since its parent keeps using the old ones.
+    client has one sender per concurrent call. The most recently released sender is reused first, so
+    that the store soon forgets the extra senders of a burst. Threads may share this object. A
+    forked child creates new senders, since its parent keeps using the old ones.
     """
 
     def __init__(self) -> None:

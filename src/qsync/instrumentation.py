@@ -26,8 +26,8 @@ class Sender(Protocol):
         """Send the task now or later, and return its handle."""
 
     def waiting(self) -> str:
-        """Return text for a failed test: which tasks wait for a commit, and how to send them; "" if
-        none wait."""
+        """Return a text for a failed test that says which tasks wait for a commit, and how to send
+        them; "" if none wait."""
 
 
 def _nothing(server: Server) -> None:

@@ -25,60 +25,78 @@ TASK_ID: Final = re.compile(r"[!-~]{1,128}")
 """Valid task ids: printable ASCII without the space."""
 
 QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
-    # name: (type, contents)
+    # name: (type, contents); us are microseconds
     "tasks": ("hash", "id -> message"),
-    "scheduled": ("zset", "ids by due time, us"),
+    "scheduled": ("zset", "ids by due time (us)"),
     "pending": ("zset", "ids by order tag"),
-    "limited": ("zset", "ids by order tag: tasks that wait for a limit, or whose type is paused"),
-    "active": ("zset", "ids by lease expiry, us; minus 2**52 if the lease was abandoned"),
-    "retry": ("zset", "ids by due time, us"),
-    "completed": ("zset", "ids by the time until which they are kept, us"),
-    "dead": ("zset", "ids by time of death, us"),
+    "limited": ("zset", "ids by order tag, of tasks that wait for a limit or have a paused type"),
+    "active": (
+        "zset",
+        "ids by the time (us) at which the lease expires, minus 2**52 if the lease was abandoned",
+    ),
+    "retry": ("zset", "ids by due time (us)"),
+    "completed": ("zset", "ids by the time (us) until which the task is kept"),
+    "dead": ("zset", "ids by time of death (us)"),
     "owner": ("hash", "id -> lease token, <server id>[~<life>]/<fetch number>"),
     "crashes": (
         "hash",
         "id -> crash count, <n>[~<m>][<sign>], as described in docs/design/data-model.md",
     ),
-    "failures": ("hash", "id -> failure record, opaque to the scripts"),
+    "failures": ("hash", "id -> failure record, which scripts do not decode"),
     "results": ("hash", "id -> result record of a completed task"),
-    "unique": ("hash", "=<lock> -> <end of window, us>:<id>, and @<id> -> lock while unfinished"),
+    "unique": (
+        "hash",
+        "=<lock> -> <end of the window (us)>:<id of the holder>; "
+        "@<id> -> the lock, until the task has ended",
+    ),
     "keys": ("hash", "id -> member, for tasks with a fairness key or a priority other than 5"),
     "fairness": ("zset", "members (priority and fairness key) by their last order tag"),
-    "fetches": ("hash", "<server id>[~<life>] -> last fetch: number, time, ids"),
+    "fetches": ("hash", "<server id>[~<life>] -> number, time and task ids of its last fetch"),
     "calls": (
         "hash",
-        "sender -> its last enqueue, cancel or reschedule: number, time, tasks not created",
+        "sender -> number and time of its last call (enqueue, cancel or reschedule), and the "
+        "tasks that the call did not create",
     ),
-    "recent": ("zset", "ids that callers chose, by the time until which they are refused, us"),
-    "ticks": ("hash", "schedule -> last tick enqueued, us"),
+    "recent": ("zset", "ids that callers chose, by the time (us) until which they are refused"),
+    "ticks": ("hash", "schedule -> last tick (us) that was enqueued"),
     "schedules": (
         "hash",
-        "=<schedule> -> its record, ><schedule> -> its task, @<schedule> -> when a server last "
-        "published it, us, !<schedule> -> start (us), operator and reason of its pause, and "
-        "#<schedule> -> for each expression its digest, the time from which it applies and the "
-        "time at which a server last asked, us",
+        "=<schedule> -> its record; ><schedule> -> its task; @<schedule> -> when (us) a server "
+        "last published it; !<schedule> -> start (us), operator and reason of its pause; "
+        "#<schedule> -> for each expression, its digest, the time (us) from which it applies, and "
+        "the time (us) at which a server last asked",
     ),
     "stored_schedules": (
         "hash",
-        "schedule that a client put -> time of the put (us, 8 bytes) and its record",
+        "schedule that a client put -> time of the put (us, in 8 bytes) and the schedule's record",
     ),
     "schedule_runs": (
         "hash",
-        "schedule -> its last 20 runs: tick, how it was made, outcome, ms; and ! -> the "
-        "last schedules that missed a tick",
+        "schedule -> its last 20 runs, each with tick, trigger, outcome and duration in ms; "
+        "! -> the last schedules that missed a tick",
     ),
-    "next_ticks": ("zset", "stored schedules by their next tick, us"),
-    "cancels": ("hash", "id -> retention, us, or empty: cancel requested, or kept as cancelled"),
-    "progress": ("hash", "id -> <done>/<total>, or @<us>: the time since which it is runnable"),
-    "wake": ("list", "at most one element: servers with a free slot block on it"),
-    "idle": ("zset", "ids of idle servers that a message wakes, by the time of registration, us"),
+    "next_ticks": ("zset", "stored schedules by next tick (us)"),
+    "cancels": (
+        "hash",
+        "id of a task whose cancellation was requested, or which is kept as cancelled -> its "
+        "retention (us), or empty",
+    ),
+    "progress": (
+        "hash",
+        "id -> <done>/<total>, or @<us>, the time at which the task became runnable",
+    ),
+    "wake": ("list", "at most one element, for which servers with a free slot block"),
+    "idle": ("zset", "ids of idle servers that a message wakes, by the time (us) they registered"),
     "meta": (
         "hash",
-        "paused, weight:<fairness key>, v, swept, day, cursors of sweeps; schema: layout of these "
-        "keys, which scripts check (2 with flow control, 1 if missing); and generation: server "
-        "and time of the first fetch, <server id>@<time, us>; if it changes, the data were lost",
+        "paused, weight:<fairness key>, v, swept, day, and cursors of sweeps; schema: layout of "
+        "these keys, which scripts check (2 with flow control, 1 if missing); generation: server "
+        "and time of the first fetch, <server id>@<time (us)>, which changes if the data are lost",
     ),
-    "successors": ("hash", "id of an active task -> due us, member and message of its next run"),
+    "successors": (
+        "hash",
+        "id of an active task -> due time (us), member and message of its next run",
+    ),
     "waiters": (
         "zset",
         "limited tasks, except the first waiters of a limit, in the order of their bytes: the "
@@ -92,22 +110,28 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     ),
     "limits": (
         "hash",
-        "limit -> <in use> <ready> <tat, us> <closed until, us>, and its first waiters",
+        "limit -> <in use> <ready> <tat (us)> <closed until (us)>, and its first waiters",
     ),
     "limit_rules": (
         "hash",
-        "<name> -> rule of the program, !<name or limit> -> rule of an operator; @ -> paused "
-        "types, separated by zero bytes, and @<type> -> start (us), operator and reason of the "
-        "pause",
+        "<name> -> rule of the program; !<name or limit> -> rule of an operator; @ -> paused "
+        "types, separated by zero bytes; @<type> -> start (us), operator and reason of the pause",
     ),
-    "openings": ("zset", "limits by the time at which their first waiter can be tried, us"),
-    "events": ("stream", "actions of operators, 500 at most: time, us, number, ids, key, record"),
-    "stats": ("hash", "counters, and <counter>:<day number> for 90 days"),
-    "type_reports": ("hash", "<minute>:<server> -> counts by type, s<...> slow runs, v<...> start"),
+    "openings": ("zset", "limits by the time (us) at which their first waiter can be tried"),
+    "events": (
+        "stream",
+        "the last 500 actions of operators: time (us), how many tasks changed, their ids, key and "
+        "record",
+    ),
+    "stats": ("hash", "counters; <counter>:<day number> has one day's counts, for 90 days"),
+    "type_reports": (
+        "hash",
+        "<minute>:<server> -> counts by type; with prefix s, slow runs; with prefix v, a start",
+    ),
     "type_stats": (
         "hash",
-        "# -> directory of types, m<hour>:<type> -> its minutes for 48 h, h<day>:<type> -> its "
-        "hours for 90 days, s:<type> -> its slowest runs, v -> starts of servers",
+        "# -> directory of types; m<hour>:<type> -> the type's minutes, for 48 h; h<day>:<type> -> "
+        "its hours, for 90 days; s:<type> -> its slowest runs; v -> starts of servers",
     ),
 }
 """Keys of a queue. All keys are structural, i.e. they have no time to live."""

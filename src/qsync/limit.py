@@ -201,7 +201,8 @@ class _Template(NamedTuple):
 
     text: str
     parts: Sequence[tuple[str, str | None]]
-    """Literal strings, each with the name of the parameter that follows it; None at the end."""
+    """Literal strings, each with the name of the parameter that follows it, or with None if none
+    follows."""
 
 
 class LimitTemplates:

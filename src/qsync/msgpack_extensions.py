@@ -138,9 +138,9 @@ def is_plain(value: Any) -> bool:
 def tag(value: Any, *, sort: bool = False) -> Any:
     """Return a copy of the value with extensions for types that msgpack does not have.
 
-    Records (dataclasses, structs, models) become maps, and enums become their values, so the reader
-    has to name the classes. `sort` puts dicts in a fixed order; sets are always in a fixed order.
-    Raises NotCarried.
+    Records (dataclasses, structs, models) become maps, and enums become their values, so the code
+    that reads them has to name the classes. `sort` puts dicts in a fixed order; sets are always in
+    a fixed order. Raises NotCarried.
     """
     return _tag(value, sort, 0)
 
@@ -259,9 +259,9 @@ def unsupported_reason(value: object) -> str:
             return f"{name} is a subclass of {base.__name__} and cannot be encoded; pass {how}"
     if hasattr(cls, "item") and hasattr(cls, "dtype"):
         return f"a value of type {name} cannot be encoded; pass value.item() or value.tolist()"
-    if is_model(cls) or name == "SimpleLazyObject":  # Django's request.user is one
+    if is_model(cls) or name == "SimpleLazyObject":  # e.g. Django's request.user
         return f"a value of type {name} cannot be encoded; pass its primary key, value.pk"
-    if cls.__name__ == "__proxy__":  # a lazy translation from Django
+    if cls.__name__ == "__proxy__":  # a lazily translated string of Django
         return "a lazy string cannot be encoded; pass str(value)"
     return (
         f"a value of type {name} cannot be encoded; pass builtin values, or a dataclass with "

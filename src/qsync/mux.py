@@ -139,7 +139,7 @@ class Mux:
         `qsync worker`, must do so under `if __name__ == "__main__":`.
 
         `retry_for` limits retries to errors of these classes. After an error of a class in
-        `dont_retry_for`, the task is dead at once. A timeout counts as a TimeoutError.
+        `dont_retry_for`, the task becomes dead immediately. A timeout counts as a TimeoutError.
         `retry_delay` is a `def (attempt, error)` that returns the delay before the next attempt, in
         seconds or as a timedelta; a `retry_delay` of the task takes precedence.
 

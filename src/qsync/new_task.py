@@ -80,7 +80,8 @@ _BYTES: Final = (bytes, bytearray, memoryview)
 
 _nonces: Final[list[bytes]] = []
 _ids: Final[list[str]] = []
-"""Random values generated in advance: the system returns 4 KiB as fast as 8 bytes."""
+"""Random values that are generated in advance, since the operating system returns 4 KiB as fast as
+8 bytes."""
 
 
 def new_nonce() -> bytes:

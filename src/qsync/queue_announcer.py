@@ -96,7 +96,7 @@ class Registrations:
                 queue, call = self._waiting.popitem()
             except KeyError:
                 self._thread = None
-                if not self._waiting:  # else `add` saw this thread alive and started no other
+                if not self._waiting:  # otherwise, `add` relied on this thread
                     return
             else:
                 [reply] = self._run_many([call], ends=ends_in(REGISTER_S))

@@ -109,9 +109,9 @@ class Registry:
         `qsync.task_function`).
 
         `retry_for` limits retries to errors of these classes; with `()`, only a Retry that the
-        handler raises is retried. After an error of a class in `dont_retry_for`, the task is dead
-        at once. A timeout counts as a TimeoutError. A `retry_delay` that is a `def (attempt,
-        error)` stays with the function; any other policy is stored with each task.
+        handler raises is retried. After an error of a class in `dont_retry_for`, the task becomes
+        dead immediately. A timeout counts as a TimeoutError. A `retry_delay` that is a `def
+        (attempt, error)` stays with the function; any other policy is stored with each task.
 
         The payload is a map of the arguments by name. Arguments may be values that msgpack can
         encode, dataclasses, datetimes, UUIDs, decimals, enums, sets, paths and models of msgspec or

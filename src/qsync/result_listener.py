@@ -206,7 +206,7 @@ class Listeners(_Waits[threading.Event]):
             except QsyncError:
                 if listener.node is None:
                     raise
-                return  # stop here: assume that the other channels have not moved either
+                return  # stop here: assume that no channel has moved
             with self._lock:
                 self._follow_slot(channel, listener, node)
 

@@ -15,7 +15,8 @@ ErrorClasses = type[BaseException] | tuple[type[BaseException], ...]
 """An exception class or a tuple of exception classes, as `isinstance` accepts them."""
 
 DelayCallable = Callable[[int, Exception], float | timedelta]
-"""A function `(attempt, error) -> delay`, seconds or a timedelta; attempt 1 is the first."""
+"""A function `(attempt, error) -> delay`; the delay is in seconds or a timedelta, and attempt 1 is
+the first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ _FIXED: Final = ("id", "delay", "process_at", "deadline", "debounce")
 
 
 class _AnySchedules:
-    """The part that the blocking and the asyncio class share."""
+    """Base class of `Schedules` and `AsyncSchedules`."""
 
     def __init__(
         self,
@@ -348,7 +348,7 @@ def checked_content(
         if value is not None:
             msg = f"{option}: {shorten(value)} would be the same at every tick of {name!r}"
             raise InvalidTask(f"{msg}; omit it")
-    encode_record(schedule, missed, new_task.message)  # rejects a record that is too long
+    encode_record(schedule, missed, new_task.message)  # checks the size of the record
     return Content(schedule, missed, new_task.message)
 
 

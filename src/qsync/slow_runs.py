@@ -69,7 +69,7 @@ class DaySlowest:
         return self._fresh
 
     def forget_fresh(self) -> None:
-        """Clear the list of fresh runs at the end of a minute."""
+        """Empty the list that `fresh` returns, at the end of a minute."""
         self._fresh = {}
 
 

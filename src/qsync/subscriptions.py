@@ -273,5 +273,5 @@ class AsyncPlacement(Placement):
             except QsyncError:
                 if listener.node is None:
                     raise
-                return  # stop here: assume that the other channels have not moved either
+                return  # stop here: assume that no channel has moved
             self._follow_slot(channel, listener, node)

@@ -1,6 +1,6 @@
 """Tasks as callers pass them and as handlers see them.
 
-Both are frozen values that hold no connection.
+`Task` and `TaskInfo` are frozen values that hold no connection.
 """
 
 from __future__ import annotations

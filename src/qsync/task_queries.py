@@ -64,7 +64,7 @@ Retention = int | None | Literal[_Unknown.RETENTION]
 
 
 class _TaskQueriesBase:
-    """The part that `TaskQueries` and `AsyncTaskQueries` share."""
+    """Base class of `TaskQueries` and `AsyncTaskQueries`."""
 
     def __init__(self, prefix: str) -> None:
         self._global_keys = GlobalKeys(prefix)
@@ -85,7 +85,7 @@ class _TaskQueriesBase:
     def _call_id(self) -> Iterator[tuple[str, int]]:
         """Yield an id for a call.
 
-        If the reply is lost, a repetition with the same id returns the same answer.
+        If the reply is lost, repeating the call with the same id returns the same answer.
         """
         call_id = self._call_sequences.take()
         try:
@@ -114,7 +114,7 @@ class _TaskQueriesBase:
             log.warning("%s", unserved(id, queue, self._prefix))
 
     def _order(self, id: str, queue: str, token: str) -> Call[int]:
-        """Return the call that orders the server with the lease to stop the task.
+        """Return the call that orders the server that holds the task's lease to stop the task.
 
         If the order is lost, the server learns of the cancellation when it renews the lease.
         """

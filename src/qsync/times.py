@@ -36,7 +36,7 @@ def duration_us(field: str | Phrase, value: Duration, *, minimum: float = 0.0) -
     elif isinstance(value, int | float) and not isinstance(value, bool):
         try:
             seconds = float(value)
-        except OverflowError:  # an int over 1e308
+        except OverflowError:  # an int that is too large for a float
             seconds = math.inf
     else:
         raise InvalidTask(
@@ -116,6 +116,6 @@ def is_of_wrong_clock(moment_us: int, now_us: int) -> bool:
     """Return whether a recorded time comes from a clock that was ahead and has since been
     corrected.
 
-    Such a time is over an hour in the future. The scripts have the same function.
+    Such a time is over an hour in the future. The store's scripts contain the same function.
     """
     return moment_us - now_us > 3_600_000_000

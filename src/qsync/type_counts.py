@@ -1,9 +1,9 @@
 """Statistics of one task type in one period, and their form in the store. Pure.
 
 A block holds the periods of one type: 60 minutes of an hour, or 24 hours of a day. Counts are
-exact. For a histogram, a block keeps the square root of each bucket's share, in STEPS steps, and
-the cells of the median and the 95th percentile. A block takes less than half of the memory that
-exact counts would take.
+exact. For a histogram, a block keeps the square root of each bucket's share, rounded to STEPS
+steps, and the cells of the median and the 95th percentile. A block takes less than half of the
+memory that exact counts would take.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ _WAITS: Final = 1 + len(OUTCOMES)
 _RUNS: Final = _WAITS + BUCKETS
 _KNOWN: Final = _RUNS + BUCKETS
 _COLUMNS: Final = _KNOWN + 2 * len(Cells._fields)
-"""First columns of the two histograms and of their quantiles' cells, and the number of columns."""
+"""Indexes of the first columns of the waits, of the durations and of the known quantile cells; and
+the number of columns."""
 
 _WAIT_CELLS: Final = 1000
 _RUN_CELLS: Final = 2000
-"""First columns of the two histograms' cells in a report."""
+"""Indexes in a report of the first cell of the waits, and of the first cell of the durations."""
 
 
 class TypeCounts(msgspec.Struct):
@@ -158,7 +159,8 @@ def _stored(row: TypeCounts) -> list[int]:
 
 
 def _shares(weights: Sequence[float]) -> list[int]:
-    """Return the square root of each share as a number of STEPS; 0 if the share is under 0.4 %."""
+    """Return the square root of each share, in units of 1 / STEPS; 0 if the share is too small,
+    under 0.4 %."""
     total = sum(weights) or 1
     return [round(STEPS * math.sqrt(max(0.0, weight / total))) for weight in weights]
 

@@ -20,7 +20,8 @@ class Uniqueness(NamedTuple):
     """The checked options; an option that is not set is None."""
 
     window_us: int | None = None
-    """Minimum time for which the lock is held; 0 if only until the task's end, None if no lock."""
+    """Minimum time for which the lock is held; 0 to hold it only until the task ends, None for no
+    lock."""
     replaces: bool = False
     """Whether the task replaces another task that holds the lock."""
     debounce_us: int | None = None
@@ -88,8 +89,8 @@ def _check_company(
     delay: Duration | None,
     process_at: datetime | None,
 ) -> None:
-    """Raise InvalidTask if `debounce` lacks an option that it needs, or has one that excludes
-    it."""
+    """Raise InvalidTask unless `debounce` comes with a `unique_key`, and without options that
+    exclude it."""
     if unique_key is None:
         raise InvalidTask(f"debounce: {debounce} needs a unique_key, by which calls are combined")
     others = {"delay": delay, "process_at": process_at}

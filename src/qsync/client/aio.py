@@ -237,7 +237,7 @@ class AsyncClient(ClientBase):
     def _outbox(self, queue: str, durability: Durability | None) -> Batcher[NewTask, Enqueued]:
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
-        # A wait may take a second, so a batch with a wait may hold several calls.
+        # A wait for a confirmation may take a second, so calls in one batch share it.
         calls = 1 if wait is None else self._calls(wait)
         outbox = Batcher(
             partial(self._enqueue, keys, wait), size_of,

@@ -37,7 +37,7 @@ CALLS_AT_ONCE: Final = 8
 CALLS_A_WAIT: Final = 16
 """Number of calls in one round trip to a single-node store, without and with a wait for
 confirmation. With eight calls per round trip, client and store work at the same time. A wait takes
-far longer than a call, so more calls share a wait.
+far longer than a call, so a round trip with a wait carries more calls.
 """
 
 
@@ -106,8 +106,8 @@ class ClientBase:
         queue: str,
         indices: Sequence[int],
     ) -> Iterator[tuple[QueueKeys, Lookahead[RoundTrip]]]:
-        """Yield key names and round trips for tasks of a queue; their call ids are valid in the
-        block."""
+        """Yield the queue's key names, and the round trips for these tasks; the call ids are valid
+        only within the `with` block."""
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
         leased = self._call_sequences.acquire(0)

@@ -98,7 +98,7 @@ class BusyQueues:
         if self._strict or len(self._busy) <= limit:
             return list(self._busy.values())
         some = list(itertools.islice(self._busy.values(), limit))
-        for queue in some:  # the remaining queues come first in the next round
+        for queue in some:  # so that the next round begins with the remaining queues
             self._to_end(queue)
         return some
 
@@ -249,7 +249,8 @@ class BusyQueues:
         return await self.listen(wakes, [queue])
 
     async def listen(self, wakes: Wakes, queues: Sequence[QueueState]) -> QsyncError | None:
-        """Register the server as idle in these queues, and check them; return the first error."""
+        """Register the server as idle in these queues, which also checks them for work; return the
+        first error."""
         failed: QsyncError | None = None
         now = boot_s()
         wakes.take(queues)

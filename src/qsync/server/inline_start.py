@@ -1,8 +1,8 @@
 """Starts runs. Runs that end without awaiting anything share one asyncio task.
 
-Creating and scheduling an asyncio task costs as much as all other work that a server does for a
-message. A handler that awaits nothing does not need its own task: the starter takes the first
-step of each run itself. If the run then waits, it keeps the asyncio task in which it began, and the
+Creating and scheduling an asyncio task costs as much as all the other work that a server does for a
+message. A handler that awaits nothing does not need its own task: the starter takes the first step
+of each run itself. If the run then waits, it keeps the asyncio task in which it began, and the
 starter continues in a new one. Each handler still has its own asyncio task and context.
 
 The starter takes ready tasks one at a time, for up to YIELD_AFTER_S, and then settles all tasks
@@ -55,15 +55,17 @@ class Runs(Protocol):
         """Start a run in a thread or in its own asyncio task."""
 
     def occupy(self, leased: LeasedTask) -> None:
-        """Count a run that has a slot until it ends."""
+        """Give a slot to a run until the run ends."""
 
     def run(
         self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None = None,
         begun: Awaitable[Any] | None = None,
     ) -> Run:  # fmt: skip
-        """Run a task that has a slot until it has an outcome. `task` is the asyncio task in which
-        it runs; None means that it gets a separate one. `begun` is its handler, if the handler has
-        begun."""
+        """Run a task that has a slot until the task has an outcome.
+
+        `task` is the asyncio task to run it in; None means a separate one. `begun` is the awaitable
+        of a handler that has already begun.
+        """
 
     def fail(self, leased: LeasedTask, error: BaseException) -> None:
         """Settle a task that has a slot and whose handler raised."""
@@ -83,7 +85,7 @@ class Turn:
         self.with_results: list[Ended] = []
         """Tasks that completed with a result."""
         self.timed: list[Timed] = []
-        """Sample of the tasks."""
+        """Sample of the ended tasks, whose durations are counted."""
         self.last: Timed | None = None
         """Run that used up the time of the turn. A long run always comes last."""
 
@@ -105,7 +107,7 @@ class InlineStarter:
     """Starts runs in the order of their arrival, each in a new copy of the server's context.
 
     While the starter is `draining`, the slots of ended runs stay free; the end of its turn fills
-    them all at once.
+    them all together.
     """
 
     def __init__(
@@ -172,8 +174,8 @@ class InlineStarter:
     def _run_turn(self, me: asyncio.Task[None]) -> tuple[Run, Any, contextvars.Context] | None:
         """Run tasks for YIELD_AFTER_S at most; return the run that waits, or None.
 
-        A handler that cancels or keeps the asyncio task ends the turn, so that other runs do not
-        share that task.
+        If a handler cancels the asyncio task, or keeps a reference to it, the turn ends, so that
+        other runs do not share that task.
         """
         base, step, getrefcount, cancelling = (
             self._context, self._step, sys.getrefcount, me.cancelling,
@@ -272,7 +274,8 @@ class InlineStarter:
         self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None,
         begun: Awaitable[Any] | None = None,
     ) -> Run:  # fmt: skip
-        """Give a slot to a task that may wait; return its run, or the rest of its run."""
+        """Give a slot to a task whose handler may wait; return its run, or the rest of a run that
+        has begun."""
         self._runs.occupy(leased)
         return self._runs.run(leased, way, task, begun)
 
@@ -340,7 +343,7 @@ def _resume(
     run: Coroutine[Any, Any, Any] | FirstSteps, awaited: Any,
     context: contextvars.Context | None = None,
 ) -> Generator[Any, Any, Any]:  # fmt: skip
-    """Drive a waiting run to its end, with each step in the context, and return its value."""
+    """Resume a waiting run until it ends, with each step in the context; return the run's value."""
     while True:
         try:
             sent = yield awaited

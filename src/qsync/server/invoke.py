@@ -43,8 +43,8 @@ Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
 `enforces_timeout`."""
 
 Submit = Callable[[TaskInfo, contextvars.Context, Claim | None], "asyncio.Future[Any]"]
-"""Starts a handler in a thread and a context, once the claim permits it; returns a future for its
-result."""
+"""Starts a handler in a thread, within the context, once the claim permits the start; returns a
+future for the handler's result."""
 
 
 @dataclass(slots=True)
@@ -53,8 +53,8 @@ class BoundHandler:
 
     invoke: Invoke
     enforces_timeout: bool
-    """True if `invoke` applies the timeout itself. This is so for a process handler: its timeout
-    begins when the process is ready, which only the pool knows."""
+    """True if `invoke` applies the timeout itself, as for a process handler, whose timeout begins
+    when the process is ready, which only the pool knows."""
     carry_result: CarryResult | None = None
     """Converter for a stored result; None if none is needed or the handler's process converts
     it."""

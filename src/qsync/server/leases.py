@@ -63,14 +63,16 @@ class Stopper(Protocol):
         """Stop a task."""
 
     def lose(self, leased: LeasedTask) -> None:
-        """Stop a task whose lease is lost."""
+        """Stop a task because its lease is lost."""
 
 
 class OnGeneration(Protocol):
-    """Callback for the first generation of a queue that the server sees, and for each new one."""
+    """Callback that is called when the server first sees a queue's generation, and whenever the
+    generation changes."""
 
     def __call__(self, queue: QueueState, *, lost: bool) -> None:
-        """Record a generation; if `lost`, the store has lost the data of the previous one."""
+        """Record a queue's generation; `lost` means that the store has lost the data of the
+        previous generation."""
 
 
 class LeaseKeeper:
@@ -116,7 +118,7 @@ class LeaseKeeper:
         expired.
         """
         for leased in tasks:
-            leased.leased_us = 0  # the time in a repeated reply is not that of the lease
+            leased.leased_us = 0  # a repeated reply does not state the time of the lease
         renewal = Renewal(tasks, self._lease_s)
         try:
             answers = await self._broker.run(renewal.call, patience=self._lease_s / 3)
@@ -132,10 +134,10 @@ class LeaseKeeper:
         """Repeat a fetch that a heartbeat thread has already repeated, and return the reply; None
         if the store does not answer.
 
-        The store does not record a fetch that found no tasks, so a repetition of such a fetch may
-        lease some. If the thread's reply was lost, this server does not know about these tasks.
-        Call this method before the next fetch, since the store answers a repetition only until
-        then. Meanwhile the thread renews the leases, as it does for any fetch in flight.
+        The store does not record a fetch that found no tasks, so repeating such a fetch may lease
+        tasks. If the thread's reply was lost, this server does not know about these tasks. Call
+        this method before the next fetch, since the store answers a repetition only until then.
+        Meanwhile the thread renews the leases, as it does for any fetch in flight.
         """
         queue.in_flight = fetch
         try:
@@ -174,7 +176,8 @@ class LeaseKeeper:
             await self._broker.run(ops.hand_back(queue.keys, backs))
 
     def see_generation(self, queue: QueueState, generation: str) -> None:
-        """Give up all held tasks if the generation changed: the store has lost the queue's data."""
+        """If the generation changed, the store has lost the queue's data, so give up all held
+        tasks."""
         before, queue.generation = queue.generation, generation
         if before == generation:
             return

@@ -55,7 +55,7 @@ def never_run(value: Any) -> NeverRun:
     """Close a coroutine or generator that a handler returned, and return the error for it."""
     kind = type(value).__name__.replace("_", " ")
     if not isinstance(value, AsyncGeneratorType):
-        value.close()  # it has not started, so closing it runs none of its code
+        value.close()  # the body has not started, so closing runs none of its code
     hint = "await it, or make the handler `async def`" if kind == "coroutine" else "do not yield"
     article = "an" if kind.startswith("a") else "a"
     return NeverRun(f"the handler returned {article} {kind}, whose body did not run: {hint}")
@@ -158,7 +158,7 @@ def past_deadline(leased: LeasedTask, now_us: int) -> Settlement:
 
 
 def unknown_type(leased: LeasedTask, now_us: int) -> Settlement:
-    """Return the record for a task that has no handler here: hand it back, or kill it after an
+    """Return the record for a task that has no handler here: hand it back, or make it dead after an
     hour.
 
     The delay, which doubles from 1 s up to 60 s, lets other servers take the task.
@@ -185,7 +185,7 @@ def _kill(leased: LeasedTask, record: Failure, *, failed: bool) -> Killed:
 
 
 def _encoded(leased: LeasedTask, record: Failure) -> bytes:
-    """Encode the record, with the mark by which failures are counted."""
+    """Encode the record, with the mark by which scripts count failures of the same kind."""
     options = leased.message.options
     key = None if options is None else options.fairness_key
     return codec.encode(replace(record, mark=mark_of(leased.message.type, record.error, key)))

@@ -55,7 +55,8 @@ class Entry:
         return self.periodic.name
 
     def missed(self, tick_us: int | None, now_us: int) -> tuple[int, int] | None:
-        """Return the last and the first skipped tick before the due tick, `tick_us`."""
+        """Return the last and the first tick that were skipped before `tick_us`, the due tick; None
+        if none was skipped."""
         schedule = self.periodic.schedule
         if self.periodic.missed != "skip" or self.after_us is None:
             return None
@@ -105,13 +106,13 @@ class ScheduleHeap:
     def next_us(self) -> int | None:
         """Return the time of the earliest check, in microseconds; None if there is none."""
         while self._heap and self._heap[0][2].at_us != self._heap[0][0]:
-            heapq.heappop(self._heap)  # outdated: the entry has a different time now
+            heapq.heappop(self._heap)  # outdated, since the entry has a new time
         return self._heap[0][0] if self._heap else None
 
     def pop(self, now_us: int, limit: int) -> Sequence[tuple[Entry, int]]:
         """Remove entries with a due tick, and return each with that tick.
 
-        At most `limit` entries are checked. The caller plans the entries again.
+        At most `limit` entries are checked. The caller must schedule the entries again with `plan`.
         """
         due = []
         for _ in range(limit):
@@ -212,7 +213,7 @@ class _PeriodicQueue:
         self._heap = ScheduleHeap(GRACE_US)
         self._entries = [Entry(task.periodic, task.build) for task in tasks]
         self._digests = [digest_of(task.periodic.schedule) for task in tasks]
-        self._ahead_us = 0  # lower bound for the store's clock minus this machine's
+        self._ahead_us = 0  # lower bound of the store's clock minus this machine's clock
         self._backoff = Backoff(cap=AWAY_CAP_S)
 
     async def run(self) -> None:
@@ -248,7 +249,7 @@ class _PeriodicQueue:
             # The estimate ignores how long the reply took to arrive, so a tick may be late by that
             # time but is never early.
             self._ahead_us = now_us - _boot_us()
-            went_back = self._ahead_us < before_us - 1_000_000  # so planned times are too late
+            went_back = self._ahead_us < before_us - 1_000_000  # then planned times are too late
             for entry, after_us in zip(entries, after, strict=True):
                 self._heap.learn(entry, after_us, now_us, again=went_back)
         await self._publish()
@@ -308,7 +309,7 @@ class _PeriodicQueue:
         `due` has at most one tick per entry: if it had two, the second could make the store ignore
         a retry of the first.
         """
-        for entry, tick_us in due:  # retried unless `_passed` plans the next tick
+        for entry, tick_us in due:  # so that a tick is retried unless `_passed` plans the next one
             self._heap.plan(entry, tick_us)
         tasks = [(entry, tick_us, self._build(entry, tick_us)) for entry, tick_us in due]
         calls = [

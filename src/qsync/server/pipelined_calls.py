@@ -52,7 +52,7 @@ class CallPipeline:
                 answers = await self._broker.run_many(
                     [call for calls, _ in requests for call in calls]
                 )
-            except Exception as error:  # a bug: store errors are among the replies
+            except Exception as error:  # must be a bug, since store errors are among the replies
                 for _, asked in requests:
                     if not asked.done():
                         asked.set_exception(error)

@@ -129,7 +129,7 @@ def begin(
         target=_watch_parent, args=(asks, answer), name="qsync-parent", daemon=True
     ).start()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a killed process then loses no lines
+        if isinstance(stream, io.TextIOWrapper):  # so that a killed process loses no lines
             stream.reconfigure(line_buffering=True)
     for function in first:
         function()
@@ -145,7 +145,8 @@ def serve(
     """Run handlers, one request after another, until the server closes the sockets.
 
     A request begins once this process has taken its ticket. The server may take back the tickets of
-    other requests, which are then skipped. A byte at `asks` requests the stack of the handler.
+    requests that have not begun; this process then skips those requests. A byte at `asks` requests
+    the stack of the handler.
     """
     sending, main = threading.Lock(), threading.get_ident()
 
@@ -192,7 +193,7 @@ def _read(requests: io.BufferedReader, expected: bytes) -> tuple[str, bytes]:
 
 
 def prepare(path: str) -> None:
-    """Import a handler, which may take long; the first call of the handler reports an import
+    """Import a handler, which may take a long time; the first call of the handler reports an import
     error."""
     with contextlib.suppress(BaseException):
         _find(path)
@@ -264,7 +265,7 @@ def _described(error: BaseException) -> Reply:
 def _raised(error: BaseException) -> Raised:
     try:
         trace = "".join(traceback.format_exception(error))
-    except BaseException:  # e.g. a __str__ that raises
+    except BaseException:  # e.g. from a __str__ that raises
         trace = "".join(traceback.format_tb(error.__traceback__))
     text = _text(error)
     raised = Raised(class_name(error), text, _valid(trace[-TRACEBACK_LIMIT:]))
@@ -312,7 +313,7 @@ def _watch_parent(asks: socket.socket | None, answer: Callable[[], None] | None)
             if ready and asks is not None and asks.recv(1) and answer is not None:
                 answer()
                 continue
-        watched.remove(asks)  # the socket is closed: the parent ends this process
+        watched.remove(asks)  # the parent has closed the socket, and is ending this process
     with contextlib.suppress(OSError):
         os.killpg(os.getpid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -57,7 +57,7 @@ class HandlerError(QsyncError):
         super().__init__(message)
         self.traceback = traceback
         if traceback:
-            self.add_note(f"In the process of the handler:\n{traceback}")
+            self.add_note(f"In the handler's process:\n{traceback}")
 
 
 class ProcessNotStarted(Exception):
@@ -84,16 +84,16 @@ class HandlerCall:
         self.claim: Claim | None = claim
         self.future: asyncio.Future[bytes] = future
         self.tries: int = 0
-        """Number of processes that died before they began any call, and before they answered this
-        call."""
+        """Number of processes that were to run this call but did not start, or died before they
+        began any call."""
 
 
 class WorkerProcess:
     """A spawned process and the calls sent to it, for one event loop.
 
     Before it begins a call, the process takes a ticket from a second socket. The server can take
-    back the remaining tickets. So it knows for certain which calls have begun, even if the process
-    dies.
+    back the tickets that are left. So it knows for certain which calls have begun, even if the
+    process dies.
     """
 
     def __init__(
@@ -127,8 +127,7 @@ class WorkerProcess:
         self.sent: deque[HandlerCall] = deque()
         """Unanswered calls, in order; only the first one can have begun."""
         self.since: float = self._loop.time()
-        """Time of the last answer, or, if that is later, of the first call that was sent to the
-        idle process."""
+        """Time of the last answer, or of the first call to the idle process if that is later."""
         self.quick: bool = False
         """True if each of the last calls took less than QUICK_S, so that more calls may be sent
         ahead."""
@@ -174,7 +173,7 @@ class WorkerProcess:
                 daemon=True,
             )
             _spawned.add(self)
-            await asyncio.to_thread(self._process.start)  # this takes about 20 ms
+            await asyncio.to_thread(self._process.start)  # takes about 20 ms
         if self._reaper is not None:  # `end` was called in the meantime
             ours.close()
             self._close_tickets()
@@ -301,7 +300,7 @@ class WorkerProcess:
     def _report(self, progress: bytes) -> None:
         """Forward the last progress report of the running call, if there is one."""
         if progress and self.sent and (claim := self.sent[0].claim) is not None:
-            with contextlib.suppress(LeaseLost):  # the run is stopped anyway
+            with contextlib.suppress(LeaseLost):  # a lost lease already stops the run
                 claim.progress(*PROGRESS.unpack(progress))
 
     def _deliver_stack(self, message: bytes) -> None:
@@ -314,15 +313,16 @@ class WorkerProcess:
         if not future.done():
             future.set_result(reply)
         if self.sent and (claim := self.sent[0].claim) is not None:
-            claim.may_begin()  # only records the time: the process begins the call anyway
+            claim.may_begin()  # only to record when the call begins
 
     def _has_died(self) -> None:
         """Handle the end of a process that the server did not end.
 
-        Deliver its answers, fail the running call, and return the other calls to the pool.
+        Deliver the answers of the process, fail its running call, and return its other calls to the
+        pool.
         """
         self.dead = True
-        while self.receive():  # answers that the process wrote before its end
+        while self.receive():  # answers that the process wrote before it ended
             pass
         recalled = self.recall()
         self._forget()

@@ -164,7 +164,7 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
 
     @property
     def has_limits(self) -> bool:
-        """Whether the task counts in a limit."""
+        """Whether the task counts towards a limit."""
         return self.message.options is not None and bool(self.message.options.limits)
 
     def begins(self) -> bool:
@@ -305,7 +305,7 @@ class QueueState:
         self.refused = False
         self.awaits_rules = False
         self.upkeep_pending: bool = False
-        """True if more upkeep of the queue is due at once."""
+        """True if more upkeep of the queue is due immediately."""
         self.last_fetch: float = -1e9
         self.answered: float = -1e9
         """Times, by boot_s, of the last answer to a fetch, and of the last answer to a fetch or a

@@ -44,7 +44,7 @@ from qsync.server.thread_runs import ThreadRuns
 log: Final = logging.getLogger("qsync.server")
 
 MARK_AGAIN_US: Final = 5_000_000
-"""Delay of a task that could not be marked as running, before its next attempt, in microseconds."""
+"""Delay, in microseconds, before the next attempt of a task that could not be marked as running."""
 
 
 class Runner:
@@ -84,7 +84,8 @@ class Runner:
         self._suspected = max(1, min(2, config.max_crashes - 1))
         """Number of crashes that make a task a suspect."""
         self._closing: list[LeasedTask] = []
-        """Tasks that close a limit and keep their slots until the store has closed the limit."""
+        """Tasks whose handler raised RateLimited; they keep their slots until the store has closed
+        the limit."""
         self._suspect_timer: asyncio.TimerHandle | None = None
         self._guard = fork_guard.ForkGuard(self._loop)
         self._failures = Failures(config, invoker, finder, hooks)
@@ -276,8 +277,11 @@ class Runner:
         self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None = None,
         begun: Awaitable[Any] | None = None,
     ) -> None:  # fmt: skip
-        """Run a task until it has an outcome. `task` is the asyncio task in which it runs; None
-        means that it gets a separate one. `begun` is its handler, if the handler has begun."""
+        """Run a task until it has an outcome.
+
+        `task` is the asyncio task to run it in; None means a separate one. `begun` is the awaitable
+        of a handler that has already begun.
+        """
         if self._guard.forked:
             fork_guard.end()
         try:
@@ -301,7 +305,7 @@ class Runner:
                     raise asyncio.CancelledError  # the handler caught its cancellation
                 record: Any = self._records.done(leased, value, way)
                 if leased.progress is not None and record.retention_us is not None:
-                    await self._progress.flush(leased)  # the retained task shows its last progress
+                    await self._progress.flush(leased)  # a retained task shows its last progress
             else:
                 record = self._records.stopped(leased, asyncio.CancelledError())
         except BaseException as error:
@@ -351,7 +355,7 @@ class Runner:
                 leased.queue.keys, [leased.held], together=leased in suspects.together
             )
             [answer] = await self._broker.run(call, patience=None)
-        except Exception as error:  # not the task's fault: a store error or a bug here
+        except Exception as error:  # a store error, or a bug in qsync, and no fault of the task
             ours = not isinstance(error, QsyncError)
             log.log(
                 logging.ERROR if ours else logging.WARNING,
@@ -422,7 +426,8 @@ class Runner:
         self._invoker.threads.take_back(waited_s)
 
     def give_up(self, leased: LeasedTask) -> None:
-        """End a task whose handler still runs after its stop, along with all tasks of its call."""
+        """End a task whose handler keeps running although it was stopped, along with the other
+        tasks of its call."""
         if leased.call is not None:
             self._batches.give_up(leased.call)
             return

@@ -158,10 +158,10 @@ class Server:
         stops the server.
 
         The first signal starts a graceful shutdown: running tasks have `shutdown_timeout` to end.
-        At the second signal, tasks that are still running are handed back at once. A third signal
-        ends the process immediately. Each signal reaches all servers of the event loop, and also
-        the handler that was installed before them, e.g. uvicorn's. Outside the main thread, the
-        server runs without signal handling.
+        At the second signal, tasks that are still running are handed back immediately. A third
+        signal ends the process immediately. Each signal reaches all servers of the event loop, and
+        also the handler that was installed before them, e.g. uvicorn's. Outside the main thread,
+        the server runs without signal handling.
 
         Raises QsyncError when a part of the server crashes or too many handlers are hung, and
         SchemaMismatch when the store holds data of another qsync version.
@@ -365,7 +365,7 @@ class Server:
     def _on_generation(self, queue: QueueState, *, lost: bool) -> None:
         """Publish the rules again, since the store may have lost them.
 
-        `lost` is false if that happened between the start and the first fetch.
+        `lost` is false at the first fetch: the loss may have occurred since the server's start.
         """
         self._queue_rules.publish_again(queue.name)
         if lost:
@@ -387,7 +387,7 @@ class Server:
         self.lost_leases += count
 
     def _on_broken(self, error: Exception) -> None:
-        """Stop the whole server, because a part of it crashed."""
+        """Stop the whole server because one of its parts crashed."""
         if isinstance(error, SchemaMismatch):
             log.error("%s; the server stops", error)
             self._mismatch = error

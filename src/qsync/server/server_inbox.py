@@ -124,11 +124,11 @@ class ServerInbox:
                     await self._again.wait()
 
     def announce_now(self) -> None:
-        """Publish the record at once."""
+        """Publish the record now, before it is due."""
         self._again.set()
 
     def announce_again(self) -> None:
-        """Publish the record and register the queues at once, after the store lost its data."""
+        """Publish the record and register the queues now, because the store has lost its data."""
         self._registered = False
         self._again.set()
 

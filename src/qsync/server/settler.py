@@ -91,9 +91,9 @@ class Settler:
         """End times, by boot_s, of runs that may be among the slowest of their type, by task id."""
         self._schedule_notes = ScheduleNotes(broker, queue.keys)
         self._completed: list[LeasedTask] = []
-        """Tasks that completed without a result, and wait for their settlement."""
+        """Tasks that completed without a result and wait to be settled."""
         self._waiting: list[Entry] = []
-        """The other tasks that wait for their settlement."""
+        """All other tasks that wait to be settled."""
         self._in_flight: tuple[Sequence[LeasedTask], Sequence[Entry]] = ((), ())
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -125,8 +125,8 @@ class Settler:
     ) -> None:
         """Queue several tasks in the phase SETTLING, as `add` does.
 
-        `completed` are those that completed without a result. `timed` is a sample of all tasks,
-        and `slowest` has the slowest ones, each with the time of its end by boot_s.
+        `completed` are those that completed without a result. `timed` is a sample of all tasks, and
+        `slowest` has the slowest ones, each with its end time by boot_s.
         """
         self._timed += timed
         for leased, ended_s in slowest:
@@ -183,7 +183,7 @@ class Settler:
         completed, others = self._in_flight
         entries = [*completions((*completed, *self._completed)), *others, *self._waiting]
         backs = [_hand_back_record(record) for _, record in entries]
-        calls = [  # few, so they may run even in a full store
+        calls = [  # few calls, so they may run even if the store is out of memory
             ops.without_room(ops.hand_back(self.queue.keys, part))
             for part in ops.batches(backs, _back_size)
         ]
@@ -234,9 +234,9 @@ class Settler:
     async def _complete_in_full_store(self, entries: Sequence[Entry]) -> list[Entry]:
         """Complete tasks while the store is out of memory; return those that it refused.
 
-        The tasks without a long result are completed first, which may free memory. Then the others
-        are completed with their results, as long as the store accepts those. The remaining tasks
-        are completed with an error instead of their result.
+        Completes tasks without a long result first, which may free memory. Then completes the other
+        tasks with their results, for as long as the store accepts the results. Completes the
+        remaining tasks with an error instead of their result.
         """
         short = [entry for entry in entries if result_size(entry) <= SHORT_RESULT]
         long = [entry for entry in entries if result_size(entry) > SHORT_RESULT]
@@ -286,7 +286,7 @@ class Settler:
             self._timed = []
         if lost or self._slow_ends or self._metrics is not None or self._hooks is not None:
             self._report(part, outcomes)
-        if "@" in "".join([leased.id for leased in tasks]):  # a tick of a schedule, perhaps
+        if "@" in "".join([leased.id for leased in tasks]):  # may be a task of a schedule
             for (leased, record), outcome in zip(part.entries(), outcomes, strict=True):
                 if leased is not None and "@" in record.id and outcome != "lost":
                     self._schedule_notes.settled(leased, record)
@@ -331,8 +331,8 @@ def _without_result(record: Record) -> Record:
 def _with_short_failures(part: SettlementBatch) -> SettlementBatch:
     """Return the batch with short failure records, for a store that is out of memory.
 
-    A record counts the attempts, so it must be stored. Without the error of up to 4 KiB and the
-    history of attempts, the records of a queue of failing tasks do not make the store much larger.
+    A record counts the attempts, so it must be stored. It leaves out the history of attempts and
+    most of the error, which may have 4 KiB, so that many failing tasks do not use much more memory.
     """
 
     def operation(*args: Any) -> Call[list[op_values.Outcome]]:

@@ -31,8 +31,8 @@ CANCELLED_S: Final = 1.0
 """How long cancelled handlers may take to end, in seconds."""
 
 SETTLE_S: Final = 5.0
-"""Minimum time to settle tasks, in seconds, no matter how long running tasks took to end: a task
-that is not settled runs again."""
+"""Minimum time to settle tasks, in seconds, no matter how long running tasks took to end, since a
+task that is not settled runs again."""
 
 HAND_BACK_S: Final = 1.0
 """How long to try to hand back the tasks that the store did not settle, in seconds."""

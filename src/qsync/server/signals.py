@@ -2,8 +2,8 @@
 
 A loop has one handler per signal, which all servers of the loop share. This handler also calls the
 previous one (e.g. uvicorn's), which is restored when the last server ends. asyncio keeps the
-handlers of a loop private. If they are not accessible, a previous handler of the loop is not
-restored.
+handlers of a loop in private attributes; if these are not accessible, a previous handler of the
+loop is not restored.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from qsync.server.asyncio_internals import callback_of
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 SAME_SIGNAL_S: Final = 0.1
-"""Time within which repeated signals count as one, in seconds: both systemd and the parent process
-may signal a child."""
+"""Time within which repeated signals count as one, in seconds, since both systemd and the parent
+process may signal a child."""
 
 React = Callable[[int], None]
 """Callback on the loop that is called with 1 for the first signal, 2 for the second, and so on."""
@@ -59,8 +59,8 @@ class _Handler:
 
     @property
     def installed(self) -> bool:
-        """Return whether this handler is the process's newest one for the signal and its loop
-        receives the signal."""
+        """Return whether no later handler has replaced this one, and whether the signal reaches
+        this handler's loop."""
         current = signal.getsignal(self._number)
         return current is self._installed and (current is not self._before or _is_of_loop(current))
 

@@ -1,7 +1,7 @@
-"""Stops tasks: at a timeout, a cancel, a lost lease, or the end of the server.
+"""Stops tasks when they time out, are cancelled or lose their lease, and when the server stops.
 
-Other tasks use the slots of handlers that ignore their stop. Such hung handlers hold memory,
-connections and locks, which only the end of the process frees, so their number is limited.
+A handler may keep running although it was stopped; its slot then goes to another task. Such hung
+handlers hold memory, connections and locks until the process ends, so their number is limited.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class HungHandlers:
 class Stopping:
     """Stops tasks.
 
-    `settle` ends a task that has not started, and `on_give_up` a task whose handler runs.
+    Calls `settle` to end a task that has not started, and `on_give_up` to end a task whose handler
+    keeps running.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Stopping:
         )
         self.timeouts: Timeouts = Timeouts(self._on_timeout)
         self._unresponsive: WeakSet[asyncio.Task[None]] = WeakSet()
-        """asyncio tasks of handlers that ignore their cancellation."""
+        """asyncio tasks of handlers that keep running although they were cancelled."""
 
     # One task.
 
@@ -123,7 +124,7 @@ class Stopping:
         A task that is being settled is ignored: the reply to its settlement states its outcome.
         """
         if leased.call is not None and leased.stop == "lost":
-            return  # the loss is known already; the call continues for other tasks
+            return  # the loss is already recorded; the call continues for its other tasks
         if leased.phase in (QUEUED, RUNNING):
             self._on_lost(1)
             log.warning(
@@ -159,7 +160,7 @@ class Stopping:
         self.stop(leased, "timeout")
 
     def _give_up(self, leased: LeasedTask) -> None:
-        """Free the slot of a handler that ignores its stop.
+        """Free the slot of a handler that keeps running although it was stopped.
 
         This also frees the slot of a task that could not start because the store did not reply.
         """
@@ -231,22 +232,24 @@ class Stopping:
             self.stop(leased, why)
 
     def give_up_all(self) -> None:
-        """Settle the tasks whose handlers ignore their stop, so that other servers can run them."""
+        """Settle the tasks whose handlers keep running although they were stopped, so that other
+        servers can run these tasks."""
         for leased in self._running():
             self._give_up(leased)
 
     def _running(self) -> list[LeasedTask]:
         """Return the tasks that have a slot.
 
-        Those that wait for a thread or a process come first, so that none of them starts while the
-        other tasks are stopped.
+        Tasks that wait for a thread or a process come first, so that none of them starts while the
+        other tasks are being stopped.
         """
         held = [leased for queue in self._queues for leased in queue.held.copy().values()]
         running = [leased for leased in held if leased.phase is RUNNING]
         return sorted(running, key=lambda leased: not leased.waits)
 
     def close(self) -> None:
-        """Cancel all timeouts, and let asyncio forget the handlers that ignore their stop."""
+        """Cancel all timeouts, and let asyncio forget the handlers that keep running although they
+        were stopped."""
         self.timeouts.close()
         for task in self._unresponsive:
             abandon(task)

@@ -72,9 +72,10 @@ PERMISSIONS_TIMEOUT_S: Final = 1.0
 async def check_permissions(broker: AsyncBroker, queues: Sequence[QueueKeys]) -> None:
     """Raise ConfigError if the user may not run all commands that a server needs.
 
-    If the user may not use channels, only log a warning: the server works, but clients see results
-    later. The check asks the node of the first queue. If that node is unreachable or out of memory,
-    it asks the nodes of the second and third queue. If none of them replies, the check is skipped.
+    If the user may not use channels, only log a warning, since the server works without them and
+    clients merely see results later. The check uses the node of the first queue. If that node is
+    unreachable or out of memory, the check uses the node of the second queue, and then of the
+    third. If none of them replies, the check is skipped.
     """
     for keys in queues[:3]:
         call = views.permissions(keys, acl.checkable("server"))

@@ -54,7 +54,7 @@ MOST_QUEUES: Final = 2000
 call every few seconds, and a hostile program can name any number of queues."""
 
 MOST_UNREAD: Final = 10 * SCHEDULES_PER_CALL
-"""Maximum number of schedules that a check tries again although the last check could not read
+"""Maximum number of schedules that a check tries to read again after the last check could not read
 them."""
 
 
@@ -116,14 +116,15 @@ async def tick_due(
     await send_notes(broker, keys, notes)
     unread_count = offset + len(unreadable)
     more = len(due.rows) == count and (bool(rows) or unread_count > unread)
-    if offset and len(unreadable) < again:  # readable ones may be among the skipped schedules
+    if offset and len(unreadable) < again:  # some of the skipped schedules may be readable
         unread_count, more = 0, True
     next_us = min(nexts, default=None)
     return TickCheck(due.now_us, next_us, len(rows), refused, unreadable, unread_count, more, tasks)
 
 
 async def _plan_again(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> None:
-    """Plan the next ticks of all schedules again: the store's clock was ahead and was set back.
+    """Plan the next ticks of all schedules again, after the store's clock was ahead and was set
+    back.
 
     If this server dies before the last call, another server starts over.
     """
@@ -226,7 +227,7 @@ class StoredTicks:
         try:
             numbers = await self._broker.run(schedule_ops.schedule_queues(self._globals))
         except QsyncError as error:
-            if lacks_command(error):  # the store's user has the permissions of an older version
+            if lacks_command(error):  # the user has the permissions of an older version
                 if not self._denied:
                     log.warning("stored schedules do not run on this server: %s", error)
                 self._denied = True
@@ -311,7 +312,7 @@ class _ScheduledQueue:
         """Enqueue the due ticks; return the time until the next check, in seconds."""
         now = asyncio.get_running_loop().time()
         if self._unread > MOST_UNREAD and now - self._whole_at > MAX_CHECK_INTERVAL_S:
-            self._unread = 0  # readable schedules may be among the skipped ones
+            self._unread = 0  # some of the skipped schedules may be readable
         if self._unread <= MOST_UNREAD:
             self._whole_at = now
         ticked = await tick_due(self._broker, self._keys, unread=self._unread)

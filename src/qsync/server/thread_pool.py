@@ -115,7 +115,7 @@ class ThreadPool:
         SystemExit and KeyboardInterrupt. A future cannot carry StopIteration, which becomes the
         cause of a RuntimeError instead.
 
-        Raises RuntimeError if the pool is closed, or if no thread runs and none can be started.
+        Raises RuntimeError if the pool is closed, or if there is no thread and none can be started.
         """
         if self._closed:
             raise RuntimeError("the pool of threads is closed")
@@ -135,7 +135,7 @@ class ThreadPool:
         """Cancel the future of a call, so that the call delays no other calls.
 
         A function that has begun cannot be stopped; its thread is `lost` until it returns. Return
-        False if the function has not begun, in which case it never will.
+        False if the function has not begun, and make sure that it never does.
         """
         future.cancel()
         call = self._calls.get(future)
@@ -143,7 +143,7 @@ class ThreadPool:
             return True
         if call.abandoned:
             return call.started
-        call.abandoned = True  # set first: the thread sets `started`, then reads `abandoned`
+        call.abandoned = True  # set before reading `started`; the thread does the reverse
         if not call.started:
             return False
         call.counted_lost = True
@@ -160,10 +160,10 @@ class ThreadPool:
         limit = self._loop.time() - waited_s
         for call in list(self._calls.values()):
             if call.submitted >= limit:
-                return  # later calls have waited for less
+                return  # later calls have waited for a shorter time
             if call.started or call.claim is None or call.future.done():
                 continue
-            call.withdrawn = True  # set first: the thread sets `started`, then reads `withdrawn`
+            call.withdrawn = True  # set before reading `started`; the thread does the reverse
             if not call.started:
                 call.future.set_exception(HandlerNotStarted())
 
@@ -183,11 +183,11 @@ class ThreadPool:
             return
         try:
             self._start_threads()
-        except RuntimeError as error:  # the next call tries again
+        except RuntimeError as error:  # the next call will try to start a thread again
             log.warning("cannot replace a thread whose handler does not stop: %s", error)
 
     def _still_lost(self, call: _Call, hung: HungHandlers) -> None:
-        """Count a function as hung if it is still running HUNG_AFTER_S after its stop."""
+        """Count a function as hung if it is still running HUNG_AFTER_S after it was stopped."""
         if call.future in self._calls:
             log.error("a handler in a thread does not stop; another thread replaces its thread")
             call.hung = True
@@ -260,7 +260,7 @@ class ThreadPool:
 
     def _deliver(self) -> None:
         """Deliver the results of finished calls to their futures."""
-        self._woken = False  # set first, so that calls that finish later wake the loop again
+        self._woken = False  # reset first, so that calls that finish later wake the loop again
         finished = self._finished
         while finished:
             call = finished.popleft()
@@ -287,8 +287,10 @@ class ThreadPool:
 
 
 def fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    """Set the exception of a future. A future cannot carry StopIteration; that becomes the cause of
-    a RuntimeError."""
+    """Set the exception of a future.
+
+    A future cannot carry StopIteration, which becomes the cause of a RuntimeError instead.
+    """
     if isinstance(error, StopIteration):
         raised = RuntimeError("the handler raised StopIteration")
         raised.__cause__ = error

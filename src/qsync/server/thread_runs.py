@@ -97,7 +97,7 @@ class ThreadRuns:
             return None
         try:  # encoding the result may run the program's code
             return self._context(self._claim(leased)).run(done, leased, value, way)
-        except BaseException:  # the rest of the run fails in the same way
+        except BaseException:  # the rest of the run raises the same error, and reports it
             return None
 
     def _claim(self, leased: LeasedTask) -> HandlerContext:

@@ -1,7 +1,8 @@
 """Counts the runs of a server by queue and type, for the statistics of types.
 
-It counts whole batches as they are settled, and times only a few runs, since a busy server ends a
-task every few microseconds. (RunMetrics times each run, for metrics.) It runs on the event loop.
+The counter counts whole batches as they are settled, and times only a few runs, since a busy server
+ends a task every few microseconds. (RunMetrics times every run, for the metrics.) It is used only
+on the event loop.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Waits for tasks in many queues of a cluster, with one connection per node instead of per queue.
 
-A blocking pop cannot cover keys of several slots, so messages wake a server of many queues. For
-each queue, the server subscribes to its own channel and then registers as idle (`mark_idle`). A
-script that adds a task removes the id of one idle server and sends that server a message. The
-server then does not count as idle in that queue until it registers again.
+One blocking pop cannot wait on keys in several hash slots, so messages wake a server that has many
+queues. For each queue, the server subscribes to a channel of its own and then registers as idle
+(`mark_idle`). A script that adds a task removes the id of one idle server and sends that server a
+message. The server then does not count as idle in that queue until it registers again.
 
 Messages may be lost with the connection, or when a slot moves. So a server registers again once per
 `sweep`, and as soon as it has subscribed again; registering also checks the queue for work. The
@@ -107,12 +107,13 @@ class Wakes(AsyncPlacement):
         return self._messages[queue.name]
 
     def listed(self, queue: QueueState, answer: IdleCheck, mark: int) -> None:
-        """Process the reply to a call that was sent at this mark."""
+        """Process the reply to a registration; `mark` is what `mark` returned before the call was
+        sent."""
         self._backoff.reset()
         waits = not answer.waits and not answer.woken
         if waits and self._messages[queue.name] == mark:
             self._unlisted.pop(queue.name, None)
-        else:  # a message that has arrived since then may have ended the new registration
+        else:  # a message that arrived after the call was sent may have ended the registration
             self._add(queue)
 
     def failed(self, queue: QueueState) -> None:
@@ -127,7 +128,7 @@ class Wakes(AsyncPlacement):
         self._later.add(timer)
 
     def follow_slots(self) -> None:
-        """Move subscriptions to the nodes that currently have the queues."""
+        """Move subscriptions to the nodes that now hold the queues."""
         for channel, listener in list(self._by_channel.items()):
             self._follow_slot(channel, listener, self._node_of(channel))
 
@@ -145,7 +146,7 @@ class Wakes(AsyncPlacement):
             self._unlisted[queue.name] = queue
             self._on_change()
 
-    # Messages and events of subscriptions.
+    # Callbacks of the subscriptions.
 
     def _on_message(self, channel: str, text: str) -> None:
         queue = self._queues[channel]

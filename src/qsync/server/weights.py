@@ -106,7 +106,8 @@ class Shares:
 def interleave(runs: Sequence[tuple[Sequence[T], int]]) -> Sequence[T]:
     """Merge sequences so that each is spread evenly over the result, in its own order.
 
-    The number in each pair is the expected length; a sequence that is shorter ends sooner.
+    The number in each pair is the expected length of the sequence; a shorter sequence is used up
+    before the others.
     """
     runs = [(run, wanted) for run, wanted in runs if run]
     if len(runs) == 1:
