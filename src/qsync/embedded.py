@@ -248,7 +248,7 @@ def _guard(program: str) -> None:
 def _keep(program: str, path: Path, users: int, data: int) -> None:
     """Run Valkey until SIGTERM arrives or no user is left.
 
-    If no user is left, the function returns with an exclusive lock on `users`.
+    If no user is left, the function returns while it holds an exclusive lock on `users`.
 
     When the first Valkey answers, the guardian reports this to the user process that started the
     guardian. If Valkey exits after it has answered, the guardian restarts it; if Valkey exits
@@ -382,7 +382,8 @@ def _opened(path: Path) -> Iterator[int]:
     try:
         yield lock
     finally:
-        # Unlock before closing: closing alone keeps the lock if a forked child has a copy.
+        # Unlock before closing, because closing alone would keep the lock if a forked child has a
+        # copy of the descriptor.
         fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)
 

@@ -310,7 +310,8 @@ class InFlight:
 
 
 def copy_for_caller(error: Exception) -> Exception:
-    """Return a copy of the error for one of several callers: sharing one would mix tracebacks."""
+    """Return a copy of the error for one of several callers, since sharing one exception would mix
+    their tracebacks."""
     if not isinstance(error, QsyncError):
         return error
     copied = copy.copy(error)

@@ -12,7 +12,7 @@ from qsync.new_task import new_id
 
 
 class CallId(NamedTuple):
-    """The identity of a call, by which the store recognizes a repetition of the call."""
+    """The identity of a call, by which the store recognizes a repeated call."""
 
     sender: str
     number: int

@@ -133,7 +133,8 @@ _edited_decoder = msgspec.msgpack.Decoder(_EditedMessage)
 
 
 def edited_options(data: bytes) -> EditedOptions:
-    """Return the options of a stored message, with its edits; empty if it cannot be read."""
+    """Return the options of a stored message, with its edits; empty if the message cannot be
+    read."""
     try:
         return _edited_decoder.decode(data).options or EditedOptions()
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):

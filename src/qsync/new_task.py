@@ -67,7 +67,8 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     flow: FlowOptions | None = None
     """Options of flow control; None if the task has none."""
     skips: bool = False
-    """Whether the client returns a handle, and no error, if another task holds the unique lock."""
+    """Whether the client returns a handle instead of raising an error if another task holds the
+    unique lock."""
 
 
 def with_nonce(task: NewTask, nonce: bytes) -> NewTask:
@@ -104,8 +105,10 @@ def new_id() -> str:
 
 
 def _next_id() -> str:
-    """Return a new id. Call `new_nonce` first: it discards the values of the parent after a
-    fork."""
+    """Return a new id.
+
+    Call `new_nonce` first, since after a fork it discards the values of the parent.
+    """
     try:
         return _ids.pop()
     except IndexError:
@@ -120,7 +123,8 @@ def _next_id() -> str:
 
 
 def _forget_drawn() -> None:
-    """Discard the values generated in advance: a forked child must not use its parent's values."""
+    """Discard the values generated in advance, since a forked child must not use its parent's
+    values."""
     _nonces.clear()
     _ids.clear()
 
@@ -147,7 +151,7 @@ def new_task(
 
 
 def info_of(task: NewTask, now_us: int) -> TaskInfo:
-    """Return the task as hooks see it, enqueued at this moment."""
+    """Return the task as hooks see it, with `now_us` as the time of the enqueue."""
     message = decode_message(ENVELOPE_HEAD + now_us.to_bytes(8, "big") + task.message)
     options = message.options or NO_OPTIONS
     return TaskInfo(

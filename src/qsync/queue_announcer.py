@@ -86,7 +86,7 @@ class Registrations:
                 thread.start()
 
     def close(self) -> None:
-        """Wait for registrations in flight, at most 2 * REGISTER_S."""
+        """Wait for registrations in flight, but at most 2 * REGISTER_S."""
         if (thread := self._thread) is not None:
             thread.join(2 * REGISTER_S)
 

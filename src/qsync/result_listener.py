@@ -102,7 +102,7 @@ class Listeners(_Waits[threading.Event]):
     """Wakes threads when the tasks that they wait for end.
 
     One daemon thread listens per node that holds a queue with waiting callers. Threads do not
-    survive a fork: a forked child needs new Listeners.
+    survive a fork, so a forked child needs new Listeners.
 
     `_lock` guards all state. Only a listener's own thread uses its subscription; other threads call
     only its `wake` and `confirmed`.

@@ -155,8 +155,8 @@ class _AnySchedules:
     def _delete(self, name: str) -> Trips[bool]:
         [queues] = yield [schedule_ops.schedule_queues(self._globals)]
         keys = [self._keys(queue) for queue in queues]
-        # Read the schedules first, for the return value: if the reply to a delete is lost, the
-        # repeated delete finds nothing.
+        # Read the schedules first: if the reply to a delete is lost, the repeated delete finds
+        # nothing, but the return value must still be True.
         stored = yield [schedule_ops.stored_schedules(of_queue, [name]) for of_queue in keys]
         deleted = yield [schedule_ops.delete_schedule(of_queue, name) for of_queue in keys]
         return any(deleted) or any(row is not None for _, [row] in stored)

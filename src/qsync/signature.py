@@ -53,8 +53,8 @@ class _PayloadParameter(NamedTuple):
 class Signature:
     """The signature of a task function, read once when the function becomes a task.
 
-    `takes_info` is True when the first parameter is annotated as TaskInfo; it is not in the
-    payload.
+    `takes_info` is True when the first parameter is annotated as TaskInfo; that parameter is not in
+    the payload.
 
     Raises ConfigError, which names the parameter, when an annotation cannot be resolved or has a
     type that no payload can hold, or when TaskInfo is not the first parameter.

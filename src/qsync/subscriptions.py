@@ -159,8 +159,8 @@ class Placement:
     def _refused(self, channel: str, listener: Listener, error: Exception) -> None:
         now = time.monotonic()
         node = self._node_of(channel)
-        # Do not follow again soon after a move: while a slot moves, two nodes may refer to each
-        # other.
+        # Do not move a channel again soon after a move, because two nodes may refer to each other
+        # while a slot moves.
         settled = now - self._moved.get(channel, 0.0) > REFUSED_S
         if settled and self._follow_slot(channel, listener, node):
             return

@@ -83,7 +83,7 @@ class _TaskQueriesBase:
 
     @contextmanager
     def _call_id(self) -> Iterator[tuple[str, int]]:
-        """Yield an id for a call.
+        """Yield an id by which the store recognizes a repeated call.
 
         If the reply is lost, repeating the call with the same id returns the same answer.
         """
@@ -130,8 +130,8 @@ class TaskQueries(_TaskQueriesBase):
         super().__init__(prefix)
         self._broker = broker
         self._listeners: dict[int, Listeners] = {}
-        """Listeners by process id: a forked child inherits no threads, but may inherit held
-        locks."""
+        """Listeners by process id, since a forked child inherits none of the threads, but possibly
+        locks that are held."""
         self._warned = False
 
     def check_open(self) -> None:

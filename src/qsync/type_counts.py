@@ -75,7 +75,7 @@ def sum_of(counts: Iterable[TypeCounts]) -> TypeCounts:
 def encode_report(rows: Mapping[str, TypeCounts]) -> bytes:
     """Encode a server's report on one minute: by type, the counts of columns that are not 0.
 
-    The buckets are included for versions that do not know the cells.
+    The buckets are included for versions that cannot read the cells.
     """
     return codec.encode({type: _report(row) for type, row in rows.items()})
 

@@ -95,7 +95,7 @@ def difference(sent: Any, got: Any) -> str | None:
     cls = type(sent)
     if cls is not type(got):
         if cls in (int, bool) and type(got) is float and got == sent:
-            # An int may become a float: the number is equal, and type checkers accept it.
+            # An int may become a float, since the numbers are equal and type checkers accept it.
             return None
         return f": {cls.__qualname__} would arrive as {type(got).__qualname__}"
     if cls is list or cls is tuple:

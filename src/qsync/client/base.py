@@ -81,7 +81,7 @@ class ClientBase:
         return queue_keys(self._global_keys.prefix, queue)
 
     def _wait(self, keys: QueueKeys, durability: Durability | None) -> Wait | None:
-        """Return the durability wait for an enqueue to the queue; None without durability."""
+        """Return how to wait until an enqueue to the queue is durable; None without durability."""
         if durability is None:
             return None
         return ops.wait(keys, durability, timeout_ms=round(self._confirm_timeout * 1000))
@@ -140,8 +140,8 @@ class ClientBase:
     def _registration(self, queue: str) -> Call[Any] | None:
         """Return the call that registers the queue in the store, to be sent with its tasks.
 
-        Return None if no registration is due. In a cluster, always return None: the call may belong
-        to another node, and is sent in the background.
+        Return None if no registration is due. In a cluster, always return None and send the call in
+        the background, since the set of queues may be on another node.
         """
         if not self._announcer.due(queue):
             return None
@@ -160,7 +160,10 @@ class ClientBase:
             self._announcer.registered(queue)
 
     def _search(self, id: str, listed: QueueNames) -> Search:
-        """Return a search of the queues that the store lists. Include queues that this client has
-        used but that are not yet listed: in a cluster, a new queue is listed with a delay."""
+        """Return a search of the queues that the store lists.
+
+        Include queues that this client has used but that are not yet listed, since in a cluster a
+        new queue is listed with a delay.
+        """
         names = {*listed.names, *self._announcer.unconfirmed}
         return Search(check_id(id), self._global_keys.prefix, names, total=listed.more)

@@ -171,7 +171,7 @@ class Client(ClientBase):
         When several queues have the id, a task that has not ended is preferred. A search takes one
         round trip per 100 queues (in a cluster, one per queue) and covers the first 5,000 queues.
         If the queue is known, `handle` needs no round trip. `type` is as for `handle`. Raises
-        TaskNotFound, which names the queues searched, and StoreUnavailable.
+        TaskNotFound, whose message names the searched queues, and StoreUnavailable.
         """
         self._queries.check_open()
         names = self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
@@ -189,8 +189,8 @@ class Client(ClientBase):
         """Close the connections. Calls that wait for a result, and later calls, raise QsyncError.
 
         An AsyncClient first completes the calls in flight. Close a Client only when no other thread
-        is calling it, except to wait for a result. On `current().client` this method does nothing,
-        since the server closes that client.
+        is calling it, unless that thread waits for a result. On `current().client` this method does
+        nothing, since the server closes that client.
         """
         if self.borrowed:
             return

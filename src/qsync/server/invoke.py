@@ -278,7 +278,8 @@ def _around_call(
 
 
 def _claim() -> Claim | None:
-    """Mark the current task as waiting and return its claim; None outside a server's task."""
+    """Mark the current task as waiting and return its claim; return None if no server runs the
+    current code."""
     current = running.get(None)
     if not isinstance(current, HandlerContext):
         return None

@@ -32,7 +32,7 @@ class Isolation:
 
     def watch(self, leased: LeasedTask) -> None:
         """Allow other tasks to run alongside this suspect if it is still running when its time
-        alone is over."""
+        limit for running alone expires."""
         seconds = self._suspects.alone_s(leased)
         self._loop.call_later(seconds, self._check, leased)
 

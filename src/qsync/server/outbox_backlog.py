@@ -29,8 +29,8 @@ def largest_backlog() -> OutboxBacklog | None:
 
 
 def largest(backlogs: Iterable[OutboxBacklog | None]) -> OutboxBacklog | None:
-    """Return the largest row count and the largest age: relays of one outbox count the same
-    rows."""
+    """Return the largest row count and the largest age, not their sums, since relays of one outbox
+    count the same rows."""
     counted = [backlog for backlog in backlogs if backlog is not None]
     if not counted:
         return None

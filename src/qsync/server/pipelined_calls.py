@@ -15,7 +15,8 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
 
 FEW: Final = 8
-"""Number of queues up to which separate calls are faster: the broker has that many connections."""
+"""Maximum number of queues for which separate calls are faster, since the broker has that many
+connections."""
 
 MAX_REQUESTS: Final = 100
 """Maximum number of `run_many` requests in one exchange."""

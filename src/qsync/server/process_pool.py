@@ -61,9 +61,9 @@ _reply_decoder = msgspec.msgpack.Decoder(Reply)
 class ProcessPool:
     """Runs handlers in up to `processes` spawned processes, for one event loop.
 
-    Processes are started on demand and reused. They ignore SIGINT and SIGTERM. The pool ends them
-    on a timeout or a cancellation, when they have been idle for IDLE_S, after REUSE tasks, and when
-    the pool is closed. They also end with this process.
+    Processes are started on demand and reused. They ignore SIGINT and SIGTERM. The pool ends a
+    process on a timeout or a cancellation, when the process has been idle for IDLE_S, after REUSE
+    tasks, and when the pool is closed. All processes end when the server's process ends.
     """
 
     def __init__(self, processes: int | None = None, setup: ChildSetup | None = None) -> None:
@@ -175,7 +175,7 @@ class ProcessPool:
         if not claim.may_begin():
             fail(call, HandlerNotStarted())
             return False
-        if waits:  # the process runs the calls before this one first
+        if waits:  # the process runs the earlier calls first
             claim.wait()
         return True
 
@@ -390,7 +390,8 @@ def _find(module: str, name: str) -> type[Exception] | None:
 
 
 def _make(error_class: type[Exception], raised: Raised, *, exact: bool) -> Exception | None:
-    """Create the exception without `__init__`, whose parameters are unknown; set the attributes."""
+    """Create the exception without calling `__init__`, whose parameters are unknown; set its
+    attributes."""
     try:
         error = _filled(error_class, raised)
         if exact and str(error) == raised.text:

@@ -203,8 +203,10 @@ class WorkerProcess:
         self._flush()
 
     def _flush(self) -> None:
-        """Write as much as the socket accepts; if the process has ended, leave that to
-        `_has_died`."""
+        """Write as much as the socket accepts.
+
+        If the process has ended, discard the data; `_has_died` handles its end.
+        """
         if self._socket is None or not self._unsent:
             return
         try:
@@ -418,8 +420,8 @@ def fail(call: HandlerCall, error: BaseException) -> None:
 def _descriptor_of(process: Any) -> int:
     """Return a descriptor that becomes readable when the process ends: a pidfd if possible.
 
-    Programs that a handler starts may inherit the other end of the sentinel and keep it open. Until
-    they end, the sentinel would then not become readable.
+    Programs that a handler starts may inherit the other end of the sentinel and keep it open. The
+    sentinel would then become readable only once those programs have ended.
     """
     if hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):

@@ -121,7 +121,8 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     """Time at which the task got its thread or process, by time.monotonic; 0 if it has none yet or
     needs none."""
     thread: int = 0
-    """Identifier of the thread that runs the handler; 0 before it starts, and on the event loop."""
+    """Identifier of the thread that runs the handler; 0 before the handler starts, or if it runs on
+    the event loop."""
     begun_s: float = 0.0
     """Time at which the handler started, by boot_s; 0 before the start."""
     began: float = 0.0

@@ -114,7 +114,8 @@ class Runner:
         return list(self._failures.unknown_types)
 
     def submit(self, leased: Iterable[LeasedTask]) -> None:
-        """Run these tasks in order as slots become free; if not accepting, hand them back."""
+        """Run these tasks in order as slots become free; if the server accepts no tasks, hand them
+        back."""
         if not self._capacity.accepting:
             for task in leased:
                 self.settle(task, op_values.HandedBack(task.id, task.token))
@@ -149,7 +150,7 @@ class Runner:
     def startable(self) -> Iterator[tuple[LeasedTask, BoundHandler]]:
         """While slots are free, take the tasks that may start now from `ready`.
 
-        Suspects are set aside, and the tasks of batch handlers are gathered.
+        Suspects are set aside, and tasks of batch handlers are collected into batches.
         """
         capacity, ready, suspects = self._capacity, self._ready, self._suspects
         slots, suspected, bound = capacity.slots, self._suspected, self._invoker.bound
@@ -212,7 +213,8 @@ class Runner:
             self._batches.start(due.popleft())
 
     def _begin_batched(self, leased: LeasedTask) -> bool:
-        """Start or gather a task of a batch handler; return False if there is no handler."""
+        """Start a task of a batch handler, or add it to a batch; return False if there is no
+        handler."""
         batch = self._invoker.find_batch(leased.message.type)
         if batch is None:
             leased.queue.unknown_type_at = boot_s()
@@ -231,7 +233,7 @@ class Runner:
         return True
 
     def _begin(self, leased: LeasedTask) -> bool:
-        """Start a task, or gather it; return False if this server has no handler for it."""
+        """Start a task, or add it to a batch; return False if this server has no handler for it."""
         way = self._invoker.find(leased.message.type)
         if way is None:
             return self._begin_batched(leased)

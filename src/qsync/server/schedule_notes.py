@@ -30,7 +30,7 @@ class ScheduleNotes:
         self._notes: list[Note] = []
 
     def settled(self, leased: LeasedTask, record: Any) -> None:
-        """If the task belongs to a schedule, collect how this record settled the task."""
+        """If the task belongs to a schedule, note how this record settled the task."""
         outcome, tick = _OUTCOMES.get(type(record)), tick_of(leased.id)
         if outcome is None or tick is None:
             return

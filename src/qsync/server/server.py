@@ -106,7 +106,8 @@ class Server:
         """Collector of run metrics, or None; set it before the start."""
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
-        """Class of `current().client` on the event loop; threads get a `client_type`."""
+        """Class of `current().client` for handlers on the event loop; handlers in threads get a
+        `client_type`."""
         self.child_setup: ChildSetup | None = None
         self.replaced: ReplacedParts = ReplacedParts()
         self.hooks: Hooks = Hooks()
@@ -402,8 +403,8 @@ class Server:
         The steps, in order: fetch no more tasks; hand back tasks that have not started; wait for
         running tasks; cancel the remaining tasks and hand them back; settle all tasks in the store.
         A node of the store that does not reply adds at most a few seconds to `shutdown_timeout`.
-        Leases are renewed until the last step is done. Every caller of `stop`, and `run`, returns
-        after the last step.
+        Leases are renewed until the last step is done. Every call of `stop`, and also `run`,
+        returns only after the last step.
         """
         self._stopping.set()
         async with self._stop_once:

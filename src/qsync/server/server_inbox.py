@@ -101,8 +101,8 @@ class ServerInbox:
         """Publish the server's record twice per lease duration, until cancelled.
 
         The first record is published once the inbox is empty, because operators who see the server
-        may send it orders. After EMPTY_S, the record is published in any case: the cluster node
-        that holds the inbox may be down.
+        may send it orders. After EMPTY_S, the record is published in any case, because the cluster
+        node that holds the inbox may be down.
         """
         every, backoff = self._config.lease_s / 2, Backoff(cap=AWAY_CAP_S)
         with contextlib.suppress(TimeoutError):
@@ -117,8 +117,8 @@ class ServerInbox:
             else:
                 self._outage.failed(ANNOUNCE, error)
             pause = every if error is None else backoff.next()
-            # Not wait_for: before Python 3.12, it ignores a cancellation that coincides with a
-            # result.
+            # Not `asyncio.wait_for`, which before Python 3.12 ignores a cancellation that coincides
+            # with a result.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._again.wait()
@@ -203,8 +203,8 @@ class ServerInbox:
     async def read_inbox(self) -> None:
         """Carry out orders until cancelled.
 
-        Orders that are in the inbox at the start are discarded: they were for an earlier server
-        with this id.
+        Orders that are in the inbox at the start are discarded, since they were meant for an
+        earlier server with this id.
         """
         backoff = Backoff(cap=AWAY_CAP_S)
         while True:

@@ -1,4 +1,4 @@
-"""Settles ended tasks in batches; a batch has the tasks that ended while the last one was in
+"""Settles ended tasks in batches; a batch has the tasks that ended while the previous batch was in
 flight.
 
 Each queue has its own settler, so that an unreachable node delays only the queues on it.
@@ -178,7 +178,8 @@ class Settler:
         """Hand back the tasks that the store did not settle, since an expired lease would count as
         a crash.
 
-        Failed attempts still count. A completed task whose outcome is lost in this way runs again.
+        Failed attempts still count. A completed task that is handed back loses its outcome and runs
+        again.
         """
         completed, others = self._in_flight
         entries = [*completions((*completed, *self._completed)), *others, *self._waiting]

@@ -1,4 +1,5 @@
-"""A `current()` without a server, for tests and for functions that are called in place."""
+"""A `current()` without a server, for tests and for task functions that the program calls
+directly."""
 
 from __future__ import annotations
 
@@ -51,13 +52,13 @@ class PlainContext:
 
 
 def ensure_context(type: str) -> Current | None:
-    """Return a context for a call in place; return None if there already is one, e.g. inside a
-    handler."""
+    """Return a context for a direct call of a task function; return None if a context already
+    exists, e.g. inside a handler."""
     return PlainContext(plain_task(type)) if running.get(None) is None else None
 
 
 async def awaited_within(context: Current, coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Await a coroutine with this context as `current()`."""
+    """Await a coroutine while `current()` returns this context."""
     token = running.set(context)
     try:
         return await coroutine

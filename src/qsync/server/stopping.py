@@ -121,7 +121,8 @@ class Stopping:
     def lose(self, leased: LeasedTask) -> None:
         """Stop a task whose lease this server no longer holds, according to the store.
 
-        A task that is being settled is ignored: the reply to its settlement states its outcome.
+        A task that is being settled is ignored, since the reply to its settlement will state its
+        outcome.
         """
         if leased.call is not None and leased.stop == "lost":
             return  # the loss is already recorded; the call continues for its other tasks

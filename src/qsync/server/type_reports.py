@@ -4,7 +4,7 @@ The slowest completed runs of a minute are sent as a separate report. The server
 separate report, which is sent once. A report replaces the server's earlier report for the same
 minute, so it can be sent twice. When a minute is over, one of the servers that reported it puts all
 reports into blocks (qsync.type_rolls). Reports that the store does not accept are dropped and
-counted: statistics never delay a server.
+counted, so that statistics never delay a server.
 """
 
 from __future__ import annotations

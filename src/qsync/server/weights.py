@@ -64,8 +64,8 @@ class Shares:
     def note_fetch(self, queue: str, wanted: int, brought: int, *, left: bool) -> None:
         """Record how many tasks a fetch returned, and whether it left some.
 
-        If a fetch returns fewer tasks than requested, large payloads cut it short or it emptied the
-        queue. In both cases, the queue accumulates no credit.
+        If a fetch returns fewer tasks than requested, either large payloads cut it short, or it
+        emptied the queue. In both cases, the queue's credit is reset.
         """
         if left and brought < wanted:
             self._truncated[queue] = max(1, brought)
@@ -79,11 +79,10 @@ class Shares:
         return queue in self._truncated
 
     def _keep_ratio(self, earned: dict[str, float]) -> None:
-        """If the fetches of a queue are cut short, reduce the credit of the other queues by the
-        same ratio.
+        """Keep the ratio of the weights when large payloads cut the fetches of a queue short.
 
-        Queues with more weight than a queue that is cut short earn as before, so they use the share
-        that this queue cannot use.
+        Queues with the same weight or less then also earn less. Queues with more weight earn as
+        before, so they get the share that the queue with large payloads cannot use.
         """
         for name, brought in self._truncated.items():
             if name not in earned:
