@@ -72,7 +72,7 @@ def test_disabled_certificate_check_stays_disabled(make: Any) -> None:
         ({"ssl": True, "ssl_ca_certs": "/no/ca.pem"}, "ssl_ca_certs: there is no such file"),
         ({"ssl": True, "ssl_keyfile": "/no/key.pem"}, "ssl_keyfile: requires ssl_certfile"),
         ({"port": "here"}, "port: must be a number"),
-        ({"db": "first"}, "db: must be the number of a database"),
+        ({"db": "first"}, "db: must be a database number"),
         ({"host": 7}, "host: must be text"),
         ({"socket_connect_timeout": "soon"}, "socket_connect_timeout: must be a number"),
         ({"password": ["s3cr3t"]}, "password: must be text"),

@@ -166,7 +166,7 @@ def test_error_for_a_plain_url_of_a_tls_port_suggests_rediss(
         (f"redis+sentinel://{port}/main", r"rediss\+sentinel://"),
     ):
         client = colour.client(url, prefix, patience=0)
-        hint = f"closed the connection before it answered.*only TLS, use {scheme}"
+        hint = f"closed the connection before it answered.*requires TLS, use {scheme}"
         with pytest.raises(StoreUnavailable, match=hint):
             colour.do(client.enqueue(Task("add", [1, 2])))
 
@@ -178,9 +178,9 @@ def test_doctor_and_server_suggest_rediss_for_a_tls_port(
 
     async def main() -> None:
         [finding] = await Doctor(redis_clients.parse(url), prefix=prefix).examine()
-        assert "only TLS, use rediss://" in finding.text
+        assert "requires TLS, use rediss://" in finding.text
         start = asyncio.create_task(Qsync(url, prefix=prefix).server().start())
-        await until(lambda: "only TLS, use rediss://" in caplog.text)
+        await until(lambda: "requires TLS, use rediss://" in caplog.text)
         start.cancel()
         await asyncio.gather(start, return_exceptions=True)
 

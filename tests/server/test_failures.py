@@ -176,7 +176,7 @@ def test_poll_is_not_a_failure_until_its_attempts_are_used_up(
 ) -> None:
     told, records = run(valkey.url, prefix, caplog, Task("poll", b"", retry=2))
     assert [one.levelname for one in records] == ["INFO", "INFO", "ERROR"]
-    text = "will run again at once, attempt 1 of 3: Retry: not there yet"
+    text = "will run again immediately, attempt 1 of 3: Retry: not there yet"
     assert text in records[0].getMessage()
     assert told.calls == [("poll", "Retry", 3, True)]
 

@@ -45,7 +45,7 @@ def _client_name(value: Any) -> str:
 def _database(value: Any) -> int:
     if re.fullmatch(r"\d{1,9}", str(value)) and not isinstance(value, bool):
         return int(value)
-    raise ValueError("must be the number of a database, from 0")
+    raise ValueError("must be a database number, 0 or higher")
 
 
 def _seconds(value: Any) -> float:

@@ -110,9 +110,9 @@ class AsyncBroker(BaseBroker["AioPool"]):
     async def converse(self, packet: bytes, expected: bytes, *, seconds: float) -> bool:
         """Send an encoded call once; return whether the encoded reply is `expected`.
 
-        False means that the call was not sent, got another reply or got none; the caller then
-        repeats it with `run_once`. The call is not sent if the caller's remaining patience,
-        `seconds`, leaves no time for another attempt.
+        False means that the call was not sent, or that the expected reply did not arrive. The
+        caller then repeats the call with `run_once`. The call is not sent if the caller's remaining
+        patience, `seconds`, leaves no time for another attempt.
         """
         timeout, pool = self._read_timeout, self._pools.get(None)
         if pool is None or self._refused or self.flow_queues or seconds < 1.8 * timeout:
@@ -385,7 +385,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
                 if not isinstance(error, TimeoutError) and not isinstance(
                     error.__cause__, TimeoutError
                 ):
-                    # A timeout may only mean that all connections are in use.
+                    # A timeout may have no other cause than that all connections are in use.
                     self._refused[pool] = time.monotonic(), error
                 return [error] * len(commands)
             if queued and pool.is_served:  # waiting for a connection has used up the time

@@ -16,7 +16,7 @@ from qsync.broker.base import LINE_S, LOOP_BLOCKED_S
 from qsync.broker.error_mapping import opening
 from qsync.broker.protocol import PlainConnection, RedisConnection, wrap_connection
 
-CLOSED_TEXT: Final = "the broker was closed while it connected"
+CLOSED_TEXT: Final = "the broker was closed while it was connecting"
 
 
 class AioPool:
@@ -122,8 +122,8 @@ class AioPool:
             while True:
                 await asyncio.wait([turn], timeout=max(ends - loop.time(), 0.0))
                 now = loop.time()
-                # If the event loop was blocked, wait a little longer: it must first read what has
-                # arrived.
+                # If the event loop was blocked, wait a little longer, because it must first read
+                # what has arrived.
                 if now - ends > LOOP_BLOCKED_S and not late:
                     ends, late = now + LOOP_BLOCKED_S / 2, True
                 ends = max(ends, self._answered + LINE_S)

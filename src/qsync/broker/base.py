@@ -70,10 +70,10 @@ class BaseBroker(Generic[PoolT]):
         self._pools: dict[Node | None, PoolT] = {}
         """Pools by cluster node; the key is None for a store with one node."""
         self.flow_queues: set[str] = set()
-        """Hash tags of queues with flow control. Calls to these queues use the flow variant of a
-        script from the start."""
+        """Hash tags of queues that are known to use flow control. Calls to these queues use the
+        flow variants of scripts without trying the plain variants first."""
         self._failure: BaseException | None = None
-        """Last error that was retried."""
+        """Last error after which a call was retried."""
 
     @property
     def sends_packets(self) -> bool:

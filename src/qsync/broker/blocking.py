@@ -89,7 +89,7 @@ class Broker(BaseBroker["Pool"]):
         return self._decode(self._try(calls, ends, overlap) if calls else [], calls)
 
     def run_once(self, call: Call[T], *, ends: float) -> T | QsyncError:
-        """Try a call once, until `ends`; return its result or the error.
+        """Try a call once, at the latest until `ends`; return its result or the error.
 
         The caller must have drawn a nonce, which detects forks.
         """
@@ -101,9 +101,9 @@ class Broker(BaseBroker["Pool"]):
     def converse(self, packet: bytes, expected: bytes) -> bool:
         """Send an encoded call once; return whether the encoded reply is `expected`.
 
-        False means that the call was not sent, got another reply or got none; the caller then
-        repeats it with `run_once`. The caller must have called `forks.notice`, and its patience
-        must cover the read timeout.
+        False means that the call was not sent, or that the expected reply did not arrive. The
+        caller then repeats the call with `run_once`. The caller must have called `forks.notice`,
+        and its patience must cover the read timeout.
         """
         pool = self._pools.get(None)
         if pool is None or self.flow_queues or time.monotonic() < self._unexpected_until:
@@ -127,7 +127,7 @@ class Broker(BaseBroker["Pool"]):
     def can_confirm(self, durability: Durability, key: str, *, ends: float = math.inf) -> bool:
         """Return True if the node that holds a key can confirm this durability, False if unknown.
 
-        Raises ConfigError when it cannot.
+        Raises ConfigError if the node cannot confirm it.
         """
         try:
             pool = self._pool_for(self._node_of(key, ends))

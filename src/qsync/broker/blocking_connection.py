@@ -1,8 +1,8 @@
-"""Connections of a blocking broker: one exchange at a time, with a time limit each.
+"""Connections of a blocking broker, which serve one exchange at a time and limit the time of each.
 
-redis-py opens and closes the connection, which includes TLS, credentials and the database. In
-between, a `SocketConnection` uses the connection's socket with its own parser, since reading and
-writing through redis-py would take more CPU time than the rest of an enqueue.
+redis-py opens the connection, sets up TLS, logs in, selects the database, and closes the
+connection. In between, a `SocketConnection` uses the connection's socket with its own parser, since
+reading and writing through redis-py would take more CPU time than the rest of an enqueue.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qsync.broker.base import noop
 from qsync.broker.protocol import pack_command, pack_commands
 
 MIN_TIMEOUT_S: Final = 0.001
-"""Shortest timeout of a socket, in seconds: 0 would make it non-blocking."""
+"""Shortest timeout of a socket, in seconds, because a timeout of 0 would make it non-blocking."""
 
 WARM_S: Final = 0.02
 """How long after its last reply a connection may be used without a check, in seconds. Checking
@@ -52,10 +52,10 @@ def wrap_connection(connection: Any, timeout: float) -> SocketConnection | Libra
 class SocketConnection:
     """A connection that uses the socket of a redis-py connection.
 
-    Writes do not block. Reads first wait in the kernel for KERNEL_WAIT_S, and then poll: with
-    Python's socket timeout, each read would take one more system call. If the kernel cannot limit
-    how long a read waits, reads poll at once. A socket that uses TLS or cannot be polled has
-    Python's timeout.
+    Writes do not block. Reads first wait in the kernel for KERNEL_WAIT_S, and then poll, because
+    each read would take one more system call with Python's socket timeout. If the kernel cannot
+    limit how long a read waits, reads poll immediately. A socket that uses TLS or cannot be polled
+    has Python's timeout.
     """
 
     def __init__(
@@ -127,9 +127,9 @@ class SocketConnection:
     def converse(self, packet: bytes, expected: bytes) -> bool:
         """Send an encoded command; return whether the encoded reply is `expected`.
 
-        After any other reply, the caller must close the connection: the bytes may belong to no
-        command. When the connection breaks, `error` is set. Each write and read has the timeout of
-        the connection.
+        After any other reply, the caller must close the connection, because the bytes may belong to
+        no command. When the connection breaks, `error` is set. Each write and read has the timeout
+        of the connection.
         """
         self.used = True
         try:

@@ -99,7 +99,8 @@ class Pool:
         redis_clients.close(self._client)
 
     def _wait_for_free(self, ends: float) -> SocketConnection | LibraryConnection | None:
-        """Wait for a connection that another thread returns; return None if one may be opened."""
+        """Wait for a connection that another thread returns; return None if a new connection may be
+        opened."""
         until = min(ends, time.monotonic() + self._read_timeout)
         in_time = True
         with self._freed:

@@ -17,8 +17,8 @@ T = TypeVar("T")
 Argument = str | bytes | int
 
 Durability = Literal["fsync", "replica"]
-"""Failure that a confirmed task survives. `fsync`: the store's machine crashes, but its disk stays
-intact; `replica`: the machine is lost."""
+"""Failure that a confirmed task survives. With `fsync`, it survives a crash of the store's machine
+if the disk stays intact. With `replica`, it survives the loss of the machine."""
 
 
 class Call(msgspec.Struct, Generic[T], frozen=True):
@@ -55,8 +55,9 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
 class Wait(msgspec.Struct, frozen=True):
     """A durability wait that follows a call on its connection, for at most `timeout_ms`.
 
-    The store waits for the last write of the connection. A call that is repeated because its reply
-    was lost may write nothing, so the `mark`, which always writes, is sent before the wait.
+    The store waits until the connection's last write is durable. A call that is repeated because
+    its reply was lost may write nothing, so the `mark`, which always writes, is sent before the
+    wait.
     """
 
     durability: Durability

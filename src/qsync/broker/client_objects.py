@@ -47,7 +47,7 @@ _OURS: Final = (
 """Settings that qsync replaces with its own: timeouts, retries and the format of replies."""
 
 _OURS_TOO: Final = ("cache_", "maint_notifications_", "oss_cluster_", "orig_", "himport_")
-"""Prefixes of further settings that qsync replaces."""
+"""Prefixes of the names of other settings that qsync replaces."""
 
 
 def address_of(client: Any) -> Address:
@@ -100,7 +100,7 @@ def _node(client: Any) -> Address:
 
 def _sentinel(client: Any, pool: Any, settings: Mapping[str, Any], *, tls: bool) -> Address:
     if not pool.is_master:
-        raise ValueError("it connects to a replica, which takes no writes; use master_for")
+        raise ValueError("it connects to a replica, which accepts no writes; use master_for")
     manager = pool.sentinel_manager
     finder: dict[str, Any] = {}
     for sentinel in manager.sentinels[:1]:

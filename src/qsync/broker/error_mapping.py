@@ -71,10 +71,10 @@ class Fault(Enum):
 
 
 _OTHER_PROTOCOL: Final = "the answer is not in the Redis protocol"
-"""First words of the error if the first reply on a new connection is in another protocol."""
+"""Beginning of the error message if the first reply on a new connection is in another protocol."""
 
 _CLOSED: Final = "it closed the connection before it answered"
-"""First words of the error if the other side closed a new connection without a reply."""
+"""Beginning of the error message if the other side closed a new connection without a reply."""
 
 _CLOSED_TEXTS: Final = re.compile(
     "closed by server|connection (lost|closed|reset|aborted)|reset by peer|broken pipe"
@@ -110,13 +110,13 @@ _TLS: Final = re.compile(
 """TLS handshake errors that would occur again on a retry with the same settings."""
 
 _TLS_ADVICE: Final = (
-    ("mismatch|not valid for", "connect by a name that the certificate has, or set "
+    ("mismatch|not valid for", "connect with a host name from the certificate, or set "
      "ssl_check_hostname=false"),
     ("expired|not yet valid", "renew the certificate, or correct the clock"),
     ("VERIFY_FAILED", "name the file of its CA with ssl_ca_certs="),
     ("WRONG_VERSION|HTTP_REQUEST", "the port does not speak TLS: use its TLS port, or redis://"),
     ("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE|BAD_CERTIFICATE|UNKNOWN_CA|CERTIFICATE_UNKNOWN",
-     "it requires a client certificate that the store trusts: ssl_certfile= and ssl_keyfile="),
+     "pass a client certificate that the store trusts with ssl_certfile= and ssl_keyfile="),
 )  # fmt: skip
 """Pairs of an error pattern and its advice; the first match is used."""
 
@@ -131,8 +131,8 @@ _SCHEMA: Final = re.compile(r"SCHEMA (\d+) (\d+)")
 
 
 _BOUND: Final = re.compile(r"FULL (max_tasks|max_bytes) (\d+) (\d+) (\d+)")
-"""Error from an enqueue above a bound. The error states the bound, its value, the current count,
-and how many tasks fit."""
+"""Error that the store returns for an enqueue that would exceed a bound. It names the bound, its
+value, the current count, and how many tasks fit."""
 
 
 def of_new_connection(error: Exception) -> Exception:
@@ -151,7 +151,7 @@ def of_new_connection(error: Exception) -> Exception:
 
 @contextmanager
 def opening() -> Iterator[None]:
-    """Raise errors in the block, which opens a connection, as `of_new_connection` returns them."""
+    """Open a connection in the block; translate its errors with `of_new_connection`."""
     try:
         yield
     except Exception as error:
@@ -301,8 +301,8 @@ def _shown(error: BaseException, address: Address) -> str:
             text += f"; does the port speak TLS? If not, use {_other_scheme(address)}://"
         return text
     if _CLOSED in text and "path" not in address.settings:
-        takes = "no TLS" if address.tls else "only TLS"
-        return f"{text}; if the port takes {takes}, use {_other_scheme(address)}://"
+        condition = "does not use" if address.tls else "requires"
+        return f"{text}; if the port {condition} TLS, use {_other_scheme(address)}://"
     return text or type(error).__name__
 
 

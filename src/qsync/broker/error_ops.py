@@ -34,8 +34,8 @@ class CountedError(NamedTuple):
 class ErrorCounts:
     """Counts of failed tasks by error, for a part of a state; the latest tasks come first.
 
-    The part ends before a task whose record has no mark. Such a task is next if `read` is 0 and
-    `more` is true.
+    The part ends before a task whose record has no mark. If `read` is 0 and `more` is true, the
+    next task has no mark.
     """
 
     more: bool

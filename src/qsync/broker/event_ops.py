@@ -1,4 +1,4 @@
-"""The record of operators' actions: calls that write and read it. See `qsync.broker.ops`.
+"""The operations that write and read the record of operators' actions. See `qsync.broker.ops`.
 
 `lua/include/record_event.lua` describes how entries are built and merged.
 """
@@ -37,7 +37,7 @@ class EventRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StoredEvent(NamedTuple):
-    """An entry of the record. `record` is None if it cannot be read."""
+    """An entry in the record of operators' actions. `record` is None if it cannot be read."""
 
     at_us: int
     number: int
@@ -50,7 +50,8 @@ def event_bytes(record: EventRecord, key: bytes, *, grows: bool) -> bytes:
     """Return an action in the form that the scripts expect.
 
     `key` is KEY_BYTES random bytes. With `grows`, calls with the same key and record are steps of
-    one action, and their numbers are added up. Without `grows`, they are repetitions of one call.
+    one action, and the event has the sum of their numbers. Without `grows`, calls with the same key
+    and record are retries of one call.
     """
     cut = {name: _cut(getattr(record, name), limit) for name, limit in _TEXT_BYTES.items()}
     return (b"+" if grows else b"-") + key + codec.encode(replace(record, **cut))

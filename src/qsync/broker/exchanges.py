@@ -44,7 +44,8 @@ def send_calls(calls: Sequence[Call[Any]], flow_queues: set[str]) -> Exchanges:
     """Make calls in one exchange; return one reply per call.
 
     Calls to queues in `flow_queues` use the flow variant of their script. If the store refuses the
-    plain variant of a call, the flow variant is sent, and the queue is added to the set.
+    plain variant of a call, this function sends the flow variant and adds the queue to
+    `flow_queues`.
     """
     if flow_queues:
         calls = [_adapted(call, flow_queues) for call in calls]
@@ -66,9 +67,9 @@ def _repeat_refused(
 
 
 def lone_command(calls: Sequence[Call[Any]], flow_queues: set[str]) -> Command | None:
-    """Return the command that `send_calls` sends first for one call without a wait.
+    """Return the first command that `send_calls` would send for one call without a durability wait.
 
-    Return None for other calls. If the reply is an error of the store, pass it to `after_lone`.
+    Return None for other calls. If the store replies with an error, pass it to `after_lone`.
     """
     if len(calls) > 1 or flow_queues or calls[0].wait is not None:
         return None

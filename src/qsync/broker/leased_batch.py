@@ -30,7 +30,8 @@ def only_tasks(ids: Any, *beside: Any) -> Iterator[list[Any]]:
     """Return the lists of a batch, padded to equal length; leave out entries whose id is not a
     valid task id.
 
-    Only other programs create invalid ids; recovery deletes them once their lease expires.
+    qsync never creates invalid ids, only other programs do. Recovery deletes such ids once their
+    lease expires.
     """
     lists = [ids, *(column or [None] * len(ids) for column in beside)]
     together = b"".join(ids).decode(errors="replace")

@@ -22,7 +22,7 @@ HOLDERS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class StoredOperatorRule:
-    """A rule for a name or one limit, with the operator who set it and the time."""
+    """A rule that an operator set for one limit or for a name, and who set it when."""
 
     limit: str
     rule: LimitRule

@@ -226,7 +226,7 @@ class BlockingPop:
         The call is sent together with the wait, and the store runs it when the wait ends. Returns
         None if the store did not reply in time. Raises StoreUnavailable; the call may have run.
         """
-        if self._broker.address.clock is not None:  # the time at which the wait ended
+        if self._broker.address.clock is not None:  # the call needs the time after the wait
             await self.pop(seconds)
             [answer] = await self._broker.run_many([call])
             return answer
@@ -254,8 +254,8 @@ class BlockingPop:
     async def _exchange(self, seconds: float, *commands: Command) -> list[Any]:
         """Send commands; return their replies, or None for each that did not arrive in time.
 
-        A timeout closes the connection but raises nothing: a handler that blocks the loop may be
-        the cause, while the store is reachable. If the store is down, the next exchange fails.
+        A timeout closes the connection but raises nothing, because the store may be reachable
+        although a handler blocks the loop. If the store is down, the next exchange fails.
         """
         connection = self._connection or await self._open()
         try:

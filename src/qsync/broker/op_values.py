@@ -68,7 +68,7 @@ class Leased(Protocol):
 class Completion(msgspec.Struct, frozen=True, gc=False):
     """A task that succeeded.
 
-    If `retention_us` is None, the task and its result are deleted at once.
+    If `retention_us` is None, the task and its result are deleted immediately.
     """
 
     id: str
@@ -98,10 +98,11 @@ class Killed(NamedTuple):
 class HandedBack(NamedTuple):
     """A task that a server hands back without counting an attempt.
 
-    If `delay_us` is None, the task goes to the head of pending. `limit` is closed for `closed_us`:
-    during that time, no task that holds it starts. `started` means that the handler began, so that
-    the start counts for the rates of its limits. `leased_us` is the time of the lease by the
-    store's clock; 0 means that the time is unknown, in which case the start counts too.
+    If `delay_us` is None, the task goes to the head of `pending`. `limit` is closed for
+    `closed_us`: during that time, no task that holds it starts. If `started` is true, the handler
+    began, so the start counts toward the rates of the task's limits. `leased_us` is the time of the
+    lease by the store's clock; 0 means that the time is unknown, in which case the start counts
+    too.
     """
 
     id: str
@@ -149,7 +150,7 @@ class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
     left_for_free: bool = False
     """Whether only a server with free slots can fetch the tasks that are left."""
     passed_over: bool = False
-    """Whether tasks with limits were passed over, because the server has no free slots for them."""
+    """Whether tasks with limits were not leased because the server has no free slots for them."""
     spared: dict[str, int] = {}
     """Number of crashes that did not count, by task id; tasks without such crashes are left out."""
     since: dict[str, int] = {}

@@ -52,7 +52,7 @@ def run(
     priority: int = NORMAL_PRIORITY,
     now_us: int | None = None,
 ) -> Call[RunOutcome]:
-    """Move a scheduled, retry or dead task to pending, if it is still in that state."""
+    """Move a scheduled, retry or dead task to `pending`, if it is still in that state."""
     row = RerunRequest(id, fairness_key, lock, failure, priority)
     call = run_many(keys, [row], state, now_us=now_us)
     return Call(call.script, call.keys, call.args, lambda reply: call.decode(reply)[0])
@@ -61,7 +61,7 @@ def run(
 def run_many(
     keys: QueueKeys, tasks: Sequence[RerunRequest], state: str, *, now_us: int | None = None
 ) -> Call[list[RunOutcome]]:
-    """Move tasks of one state to pending, in this order; see `run`."""
+    """Move tasks of one state to `pending`, in this order; see `run`."""
     args: list[Argument] = [now_argument(now_us), "", state]
     for task in bounded(tasks):
         member = fairness_member(task.priority, task.fairness_key)

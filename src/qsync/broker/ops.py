@@ -121,8 +121,8 @@ def _enqueue_one(
     wait: Wait | None,
     now: Argument,
 ) -> Call[list[Enqueued]]:
-    """Store a new task without options; this has the effect of `enqueue`, but costs the store
-    less."""
+    """Store a new task without options. The effect is the same as that of `enqueue`, but the store
+    does less work."""
     script, id, message = load("enqueue_one"), task.id, task.message
 
     def decode(reply: Any) -> list[Enqueued]:
@@ -156,9 +156,9 @@ def fetch(
 ) -> Call[FetchResult]:
     """Do the queue's upkeep and lease up to `wanted` tasks with the token `server/number`.
 
-    At most `free` tasks with limits are leased, since they must start at once; None means `wanted`.
-    `rules` is the generation for which the server has published its program's rules. If the data
-    have another generation, no tasks with limits are leased; an empty `rules` matches any
+    At most `free` tasks with limits are leased, since they must start immediately; None means
+    `wanted`. `rules` is the generation for which the server has published its program's rules. If
+    the data have another generation, no tasks with limits are leased; an empty `rules` matches any
     generation. `again` means that a fetch with this number was sent before, but received no reply.
     """
     script = load("fetch")
@@ -194,7 +194,7 @@ def complete(
 def complete_without_results(
     keys: QueueKeys, tasks: Sequence[Leased], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
-    """Complete tasks, and delete them at once."""
+    """Complete tasks, and delete them immediately."""
     args: list[Argument] = [now_argument(now_us), 2]
     args.extend(chain.from_iterable(map(_lease_of, bounded(tasks))))
     return _completing(keys, args, len(tasks), allow_oom=True)
@@ -203,7 +203,7 @@ def complete_without_results(
 def complete_without_room(
     keys: QueueKeys, tasks: Sequence[Completion], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
-    """Complete tasks even when the store is out of memory; for short results only."""
+    """Complete tasks even when the store is out of memory. The results must be short."""
     return without_room(complete(keys, tasks, now_us=now_us))
 
 
@@ -216,10 +216,10 @@ def without_room(call: Call[T]) -> Call[T]:
 def retry(
     keys: QueueKeys, tasks: Sequence[Retried], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
-    """Put failed tasks into retry until their next attempt.
+    """Put failed tasks into `retry` until their next attempt.
 
     If a failure record exceeds SHORT_FAILURE bytes, a store that is out of memory refuses the whole
-    call. This also applies to `kill` and `hand_back`.
+    call. It refuses calls of `kill` and `hand_back` in the same case.
     """
     return _settle("retry", keys, tasks, now_us, records=[task.failure for task in tasks])
 
@@ -237,7 +237,7 @@ def hand_back(
 ) -> Call[list[Outcome]]:
     """Hand tasks back without counting an attempt.
 
-    Tasks without a delay go to the head of pending, in this order.
+    Tasks without a delay go to the head of `pending`, in this order.
     """
     rows = [
         (task.id, task.token, "" if task.delay_us is None else task.delay_us, task.failure)
@@ -272,7 +272,7 @@ def renew(
 def mark_started(
     keys: QueueKeys, tasks: Sequence[LeaseRef], *, together: bool = False
 ) -> Call[list[Outcome]]:
-    """Mark tasks with earlier crashes as running: from now on, a server crash counts against them.
+    """Mark tasks with earlier crashes as running. From now on, a server crash counts against them.
 
     With `together`, several suspects run at the same time, and up to three crashes do not count.
     """
@@ -293,9 +293,10 @@ def progress(
 
 
 def abandon(keys: QueueKeys, server: str, *, cursor: str = "0") -> Call[tuple[str, int]]:
-    """Expire the leases of a dead server at once, some of them per call.
+    """Expire some of the leases of a dead server.
 
-    Returns the next cursor ("0": done) and the number of leases that expired.
+    Returns the cursor for the next call ("0" when all leases are done) and the number of leases
+    that this call expired.
     """
     return queue_call(
         "abandon", keys, (server, cursor), lambda reply: (text_of(reply[0]), int(reply[1]))

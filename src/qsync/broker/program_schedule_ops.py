@@ -68,7 +68,7 @@ def publish_schedules(
 def pause_schedule(
     keys: QueueKeys, schedule: str, note: bytes, *, now_us: int | None = None
 ) -> Call[bool | None]:
-    """Pause a schedule: its ticks are skipped.
+    """Pause a schedule, so that its ticks enqueue no tasks.
 
     Returns False if it was paused already, None if it does not exist.
     """

@@ -1,8 +1,8 @@
 """An asyncio protocol that hands the store's replies directly to the waiting caller.
 
-redis-py opens and closes the connection, which includes TLS, credentials and the database. In
-between, a `RedisConnection` takes the place of redis-py's streams, the most expensive part of an
-exchange.
+redis-py opens the connection, sets up TLS, logs in, selects the database, and closes the
+connection. In between, a `RedisConnection` replaces redis-py's streams, because they are the most
+expensive part of an exchange.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _MORE: Final = object()
 """Value that the parser returns while a reply is incomplete."""
 
 TIMER_S: Final = 0.001
-"""How much a timer may be early, in seconds: event loops round times to milliseconds."""
+"""How much a timer may be early, in seconds. Event loops round times to milliseconds."""
 
 PACKET: Final = 16 * 1024
-"""Minimum size of a packet, in bytes; a full packet is sent at once, so that the store can
+"""Minimum size of a packet, in bytes; a full packet is sent immediately, so that the store can
 begin."""
 
 
@@ -49,7 +49,7 @@ def _evalsha_head(begin: tuple[Any, ...], count: int) -> tuple[bytes, int]:
 
 
 def pack_begin(begin: tuple[Any, ...], count: int) -> bytes:
-    """Encode the beginning of a command, before its last `count` arguments."""
+    """Encode the part of a command that precedes its last `count` arguments."""
     start: bytes = hiredis.pack_command(begin)
     _, rest = start.split(b"\r\n", 1)
     return b"*%d\r\n%b" % (len(begin) + count, rest)
@@ -123,8 +123,8 @@ class RedisConnection(asyncio.Protocol):
         """Whether the deadline was extended because the event loop was blocked."""
         self._timer: asyncio.TimerHandle | None = None
         """Timer that is due no later than the exchange in flight. It may belong to an earlier
-        exchange: creating and cancelling a timer for each exchange costs more than a needless check
-        every few seconds."""
+        exchange, because creating and cancelling a timer for each exchange costs more than a
+        needless check every few seconds."""
         self._transport.set_protocol(self)
 
     @property
@@ -144,8 +144,8 @@ class RedisConnection(asyncio.Protocol):
 
         `overlap` is called once the commands are sent. If the connection breaks or the exchange
         takes longer than `seconds`, `error` is set, and the same error replaces each missing reply.
-        A cancellation sets `error` as well. An encoded reply that is equal to `usual_reply` is
-        returned as it is, which saves parsing it.
+        A cancellation sets `error` as well. A reply that equals `usual_reply` is returned encoded,
+        which saves parsing it.
         """
         self._replies, self._expected = [], len(commands)
         self._usual_reply = usual_reply
@@ -159,7 +159,7 @@ class RedisConnection(asyncio.Protocol):
                     await asyncio.sleep(0)  # let loops send that write at the end of an iteration
                     overlap()
                 await self._answer
-            except RuntimeError as error:  # uvloop: the connection was reset a moment ago
+            except RuntimeError as error:  # uvloop: the connection has just been reset
                 self._break(error)
             except BaseException:
                 self._break(failures.ConnectionError("abandoned during an exchange"))
@@ -201,12 +201,12 @@ class RedisConnection(asyncio.Protocol):
             self._wake()
 
     def eof_received(self) -> bool | None:
-        """Break the exchange: the store closed its side."""
+        """Break the exchange, because the store closed its side of the connection."""
         self._break(failures.ConnectionError("Connection closed by server."))
         return self._streams.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Break the exchange: the connection is closed."""
+        """Break the exchange, because the connection is closed."""
         self._break(failures.ConnectionError(f"Connection closed: {exc or 'by server'}"))
         self._streams.connection_lost(exc)
 

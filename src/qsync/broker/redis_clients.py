@@ -33,8 +33,8 @@ KEEPALIVE: Final = {
     )
     if hasattr(socket, name)
 }
-"""TCP keepalive options: the system probes a connection after 15 s of silence, three times, and
-closes it after 30 s."""
+"""TCP keepalive options. The operating system probes a connection after 15 s of silence, up to
+three times, and closes it after 30 s."""
 
 
 def parse(text: str) -> Address:
@@ -134,8 +134,8 @@ def async_node_client(
 ) -> redis.asyncio.Redis:
     """Make an asyncio client of one node, or of the primary that the Sentinels name.
 
-    Its reads have no timeout: the caller limits the time of a whole exchange, which costs less than
-    redis-py's timeout on every write and read.
+    Its reads have no timeout. Instead, the caller limits the time of a whole exchange, which costs
+    less than redis-py's timeout on every write and read.
     """
     import redis.asyncio
     from redis.asyncio.retry import Retry

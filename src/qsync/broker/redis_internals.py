@@ -1,6 +1,6 @@
 """All uses of undocumented names of redis-py, in one place.
 
-Each function has a fallback for releases of redis-py that lack the name: qsync then uses only
+Each function has a fallback for releases of redis-py that lack the name. qsync then uses only
 public names, which is slower or less precise.
 """
 

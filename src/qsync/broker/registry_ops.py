@@ -12,8 +12,8 @@ from qsync.keys import GlobalKeys
 def register(keys: GlobalKeys, queues: Iterable[str], *, in_full_store: bool = True) -> Call[int]:
     """Add queues to the set of queues in use; return how many are new.
 
-    Unless `in_full_store`, a store that is out of memory refuses the call. Clients do not pass
-    `in_full_store`, since their programs may name any number of queues.
+    Unless `in_full_store` is true, a store that is out of memory refuses the call. Clients do not
+    pass `in_full_store`, since their programs may name any number of queues.
     """
     script = load("register", allow_oom=None if in_full_store else False)
     return Call(script, (keys.queues,), tuple(queues), int)
@@ -38,7 +38,8 @@ def set_server_info(
 ) -> Call[int]:
     """Store a server's description for `ttl_ms`; 0 deletes it.
 
-    The fields must always be the same.
+    Each call for a server must store the same set of fields, since fields that an earlier call
+    stored are not removed.
     """
     pairs = [value for pair in fields.items() for value in pair]
     return Call(load("set_server_info"), (keys.server(server),), (ttl_ms, *pairs), int)

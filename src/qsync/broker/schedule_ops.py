@@ -97,7 +97,7 @@ def tick_schedules(
 ) -> Call[list[TickOutcome]]:
     """Enqueue the due ticks of stored schedules, and set their next ticks.
 
-    Without rows, only record that all next ticks are correct according to the current clock.
+    Without rows, only record that all next ticks were planned with the current clock.
     """
     flow = any(need_flow(row.tasks) for row in rows)
     script = load("tick_schedules", flow=flow)
@@ -141,8 +141,8 @@ def announce_schedules(
 ) -> Call[int]:
     """Tell all servers to read a queue's stored schedules; `number` must be a new value.
 
-    Unless `in_full_store`, a store that is out of memory refuses the call; pass True only for a
-    queue that has stored schedules.
+    Unless `in_full_store` is true, a store that is out of memory refuses the call. Pass True only
+    for a queue that has stored schedules.
     """
     script = load("announce_schedules", allow_oom=None if in_full_store else False)
     return Call(script, (keys.schedule_queues,), (queue, number), int)

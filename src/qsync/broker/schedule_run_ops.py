@@ -1,4 +1,4 @@
-"""The last runs of schedules: calls that record and read them. See `qsync.broker.ops`.
+"""The operations that record and read the last runs of schedules. See `qsync.broker.ops`.
 
 A note states how a run was created and how it ended: `<tick, ms><how><what>`. `<what>` is `-` if
 the end is not known, or `m` and the first missed tick. Otherwise, it is `c`, `f` or `x` (completed,

@@ -105,7 +105,7 @@ class Script:
 def read(path: str) -> str:
     """Return the text of a file, `<verb>.lua` or `include/<name>.lua`.
 
-    `load` reads every file through this function, so that a test can plant a mistake in one.
+    `load` reads every file through this function, so that a test can plant a mistake in a file.
     """
     text = _texts().get(path)
     return _LOADER.get_data(str(_FOLDER / path)).decode() if text is None else text
@@ -113,7 +113,7 @@ def read(path: str) -> str:
 
 @cache
 def _texts() -> dict[str, str]:
-    """Read all files at once when one is needed; return their contents by path.
+    """Read all files when one is first needed; return their contents by path.
 
     An upgrade may replace the files while a process runs, and a script must not be assembled from
     files of two versions. The result is empty if the files are in an archive.
@@ -198,7 +198,7 @@ def _code(source: str) -> str:
 
 
 def _used(code: str) -> str:
-    """Remove unused functions: the store would create each of them again on each call."""
+    """Remove unused functions, because the store would create each of them again on each call."""
     called = {*_CALLED.findall(code), *_PASSED.findall(code)}
     used = _FUNCTION.sub(lambda found: found[0] if found[1] in called else "", code)
     return used if used == code else _used(used)

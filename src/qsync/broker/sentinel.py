@@ -112,12 +112,12 @@ def not_found(service: str, answers: Sequence[Any]) -> Exception:
         by_fault = {classify(error): error for error in reversed(errors)}
         if (denied := by_fault.get(Fault.DENIED)) is not None:
             return failures.AuthenticationError(
-                f"a Sentinel answers {denied}; its own user and password are sentinel_username= "
-                "and sentinel_password= in the URL"
+                f"a Sentinel answers {denied}; set its user and password with "
+                "sentinel_username= and sentinel_password= in the URL"
             )
         if (mistaken := by_fault.get(Fault.TLS)) is not None:
             return failures.ConnectionError(
-                f"a Sentinel: {mistaken}; TLS options of its own begin with sentinel_ssl_"
+                f"a Sentinel: {mistaken}; TLS options for Sentinels begin with sentinel_ssl_"
             )
     elif not errors and not any(service in masters for masters in answers):
         names = sorted({name for masters in answers for name in masters})

@@ -25,8 +25,8 @@ ASK_MAP: Final = ("CLUSTER", "SLOTS")
 
 
 def slot_of(key: str) -> int:
-    """Return the slot of a key: CRC-16 (XMODEM) of its hash tag, or of the whole key if it has
-    none."""
+    """Return the slot of a key: the CRC-16 (XMODEM) of the key's hash tag, or of the whole key if
+    it has no hash tag."""
     _, _, rest = key.partition("{")
     tag, brace, _ = rest.partition("}")
     hashed = tag if brace and tag else key
@@ -112,11 +112,11 @@ class SlotMap:
         self._holders, self._doubted = holders, frozenset()
 
     def mark_suspect(self, node: Node) -> None:
-        """Mark a node that did not reply as suspect: its keys may have moved."""
+        """Mark a node that did not reply as suspect, since its keys may have moved."""
         self._doubted |= {node}
 
     def redirect(self, reply: Any, asked: Node) -> Node | None:
-        """Change the map as a node's reply demands.
+        """Handle a reply that may be a redirection; update the map if a slot has moved.
 
         Returns the node to send the command to instead, or None.
         """
@@ -134,7 +134,8 @@ class SlotMap:
         return None
 
     def _node(self, host: bytes | str | None, port: int, asked: Node) -> Node:
-        """Return the node that a reply names; its host defaults to that of the asked node."""
+        """Return the node that a reply names. If the reply has no host, the host is that of the
+        node that was asked."""
         text = host.decode() if isinstance(host, bytes) else host
         node = (asked[0] if text in (None, "", "?") else str(text)), int(port)
         return node if self._remap is None else self._remap(node)

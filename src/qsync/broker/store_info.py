@@ -36,7 +36,7 @@ def evicts_tasks(policy: str) -> bool:
     """Return whether a full store with this maxmemory-policy deletes tasks.
 
     The volatile policies delete only keys with a time to live, which no key of a queue has. Server
-    records have a time to live, but servers write them again within seconds. Server inboxes have
-    one as well; if an order is lost with its inbox, the operator must repeat the order.
+    records have a time to live, but servers write them again within seconds. Server inboxes also
+    have a time to live. If an order is lost with its inbox, the operator must repeat the order.
     """
     return policy != "noeviction" and not policy.startswith("volatile-")

@@ -36,11 +36,11 @@ NEVER_US: Final = 250_246_627_200_000_000
 """Value that means "no next tick", in microseconds: a time in the year 9900."""
 
 FORMAT: Final = 1
-"""Layout of a record after its stamp, which is short because there may be 100,000 records. It
-begins with one byte: 16 times FORMAT, plus 4 if the message does not end in DEFAULTS, plus the
-index of `missed` in MISSED. Two bytes with the length of the next part follow. That part is a
-period in microseconds as text, or a cron expression; unless the expression is in UTC, a line feed
-and the time zone are appended. The rest is the part of the task's message that follows its nonce.
+"""Layout of a record after its stamp. It is compact because there may be 100,000 records. It begins
+with one byte: 16 times FORMAT, plus 4 if the message does not end in DEFAULTS, plus the index of
+`missed` in MISSED. Two bytes with the length of the next part follow. That part is a period in
+microseconds as text, or a cron expression; unless the expression is in UTC, a line feed and the
+time zone are appended. The rest is the part of the task's message that follows its nonce.
 """
 
 DEFAULTS: Final = codec.encode([True, 3, None])[1:]
@@ -111,7 +111,8 @@ class Content(NamedTuple):
     message: bytes
 
     def details(self) -> Message:
-        """Decode the message of the task. Raises CodecError if its version is unknown."""
+        """Decode the message of the schedule's task. Raises CodecError if the message's version is
+        unknown."""
         return decode_message(ENVELOPE_HEAD + bytes(8) + self.message)
 
     def task(self, id: str, queue: str) -> NewTask:
@@ -174,7 +175,7 @@ def decode_record(record: bytes) -> Content:
 
 @lru_cache(maxsize=4096)
 def _schedule(text: str) -> Cron | Every:
-    """Return a schedule from a cache: many stored schedules are equal, and parsing one takes 0.1
+    """Return a schedule from a cache, because many stored schedules are equal and parsing takes 0.1
     ms."""
     if text.isdecimal():
         return Every(int(text) / 1_000_000)

@@ -30,7 +30,8 @@ class StoredTask:
 
 
 def state_of(shown: StoredTask) -> TaskState:
-    """Return the state to show to users: the store keeps cancelled tasks as completed ones."""
+    """Return the state to show to users. The store keeps cancelled tasks among the completed
+    tasks."""
     cancelled = shown.state is TaskState.COMPLETED and shown.cancel is not None
     return TaskState.CANCELLED if cancelled else shown.state
 

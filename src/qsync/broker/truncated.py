@@ -16,7 +16,8 @@ _LENGTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 
 
 def decode_cut(data: bytes, length: int) -> Message:
-    """Decode a message of `length` bytes that may be truncated; its payload is empty then.
+    """Decode a message of `length` bytes. If `data` is only a part of the message, the payload is
+    empty.
 
     Raises CodecError if `data` is empty or not a message of a known version.
     """

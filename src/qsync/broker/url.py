@@ -1,7 +1,7 @@
 """Parse the URL of a store.
 
-Errors show only its scheme, hosts and option names: in a misspelt URL any other part may belong to
-a password. (`qsync.url_masking` masks the URLs in other strings.)
+Errors show only its scheme, hosts and option names, because any other part of a misspelt URL may
+belong to a password. (`qsync.url_masking` masks the URLs in other strings.)
 """
 
 from __future__ import annotations

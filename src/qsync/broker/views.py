@@ -371,8 +371,8 @@ def key_types(keys: QueueKeys) -> Call[tuple[dict[str, str], int]]:
 
 @dataclass(frozen=True, slots=True)
 class PendingPosition:
-    """What delays a task. `rank` is the number of tasks before it in pending; None if it is not
-    pending.
+    """What delays a task. `rank` is the number of tasks before it in `pending`, or None if it is
+    not pending.
 
     `holder` is the task that holds its unique lock; `fetched_at_us` and `fetch_number` are from the
     last fetch of its server.

@@ -15,7 +15,7 @@ def abandon(task: asyncio.Task[Any]) -> None:
     """Let `asyncio.run` end even if a task ignores its cancellation.
 
     Without this function, `asyncio.run` would wait for that task forever. If this Python lacks the
-    undocumented names, log a warning: the process then ends at a second signal, or when its
+    undocumented names, log a warning. The process then ends at a second signal, or when its
     supervisor kills it.
     """
     try:

@@ -1,8 +1,9 @@
 """Gathers leased tasks of batch handlers until a batch is complete. Runs on the event loop.
 
 A batch is complete when it has `max_size` tasks, when `max_wait` has passed since its first task,
-or when a task in it would miss its deadline by waiting longer. A complete batch is due: it starts
-as soon as a slot is free. An open batch has no slot, so it does not block other tasks.
+or when a task in it would miss its deadline by waiting longer. A complete batch is due, which means
+that it starts as soon as a slot is free. An open batch has no slot, so it does not block other
+tasks.
 """
 
 from __future__ import annotations

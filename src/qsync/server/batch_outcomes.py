@@ -14,7 +14,8 @@ class WrongOutcomes(QsyncError):
 
 
 def outcomes_of_call(value: Any, count: int) -> Sequence[Any]:
-    """Return the outcomes in a batch handler's value: a result or an exception for each task."""
+    """Return the outcomes in the value that a batch handler returned: a result or an exception for
+    each task."""
     if value is None:
         return [None] * count
     if type(value) in NEVER_RUN:

@@ -171,7 +171,7 @@ class BatchRuns:
         await asyncio.gather(*flushes)
 
     def give_up(self, call: BatchCall) -> None:
-        """End the tasks of a call whose handler ignores its stop."""
+        """End the tasks of a call whose handler ignores an order to stop."""
         self._end(
             call, [self._outcomes.stopped(task, asyncio.CancelledError()) for task in call.tasks]
         )

@@ -1,8 +1,8 @@
 """The connections on which a server blocks until tasks arrive.
 
-One connection covers all queues of the server. In a cluster, this is true only if the server has
-one queue. If it has many, each queue whose tasks arrive without wake messages has its own
-connection (see wake_channel.py).
+Outside a cluster, one connection covers all queues of the server. In a cluster, each queue whose
+tasks arrive without wake messages has its own connection (see wake_channel.py). A server with only
+one queue always has a connection for it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Waiters:
         self.tasks: dict[BlockingPop, asyncio.Task[None] | None] = {}
         """asyncio task that is waiting on each connection, or None."""
         self.backoffs: dict[BlockingPop, Backoff] = {}
-        """Back-off of the waits on each connection. Fetches have a separate back-off: if a network
-        link keeps resetting connections, fetches between the resets succeed and would reset a
+        """Back-off of the waits on each connection. Fetches have a separate back-off. If a network
+        link keeps resetting connections, fetches between the resets succeed, and would reset a
         shared back-off."""
         self._until: dict[BlockingPop, float] = {}
 

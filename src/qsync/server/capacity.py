@@ -1,8 +1,8 @@
 """The slots of a server, and the tasks that are leased before a slot is free.
 
-Only the event loop changes these fields, except `ready`: the loop takes tasks from its left end,
-and a heartbeat thread takes tasks from its right end while the loop is blocked. Each access is one
-operation on the deque, which is atomic in the interpreter.
+Only the event loop changes these fields, except for `ready`. The loop takes tasks from the left end
+of `ready`. While the loop is blocked, a heartbeat thread takes tasks from the right end. Each
+access is one operation on the deque, which is atomic in the interpreter.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.queue_state import LeasedTask
 
 AHEAD_S: Final = 0.1
-"""How many seconds of work are leased ahead, at the recent throughput."""
+"""Amount of work that is leased ahead, in seconds at the recent throughput."""
 
 THREAD_SHARE: Final = 5
-"""Of the tasks that are leased ahead, one in THREAD_SHARE may already wait for a thread: 20 ms of
-work."""
+"""Of the tasks that are leased ahead, one in THREAD_SHARE may already wait for a thread, which is
+20 ms of work."""
 
 MEASUREMENT_S: Final = 0.05
 MEASUREMENT_STARTS: Final = 256
 """The throughput is measured again after this many seconds or starts, whichever comes first.
-Because of the second limit, a server that gets many tasks at once soon leases tasks ahead."""
+Because of the limit on starts, a server that suddenly gets many tasks soon leases tasks ahead."""
 
 
 class Capacity:
@@ -51,8 +51,8 @@ class Capacity:
         self._started_before = 0
         self.accepting = True
         self.fairness_seen = False
-        """True once a task with a fairness key has arrived: from then on, fewer tasks are leased
-        ahead, to keep the order fair."""
+        """Whether a task with a fairness key has arrived. If so, fewer tasks are leased ahead, to
+        keep the order fair."""
         self.room_made: asyncio.Event = asyncio.Event()
         self.notify_room = True
         """Whether to signal `room_made`; False while a round of fetches is in flight."""

@@ -191,7 +191,7 @@ class ChildContext:
     """The Current of a task in a handler process."""
 
     cancelled: Final = False
-    """Always False: to stop a run, the server kills its process."""
+    """Always False, because the server stops a run by killing its process."""
 
     def __init__(self, task: TaskInfo, server: ChildServer, connections: Any) -> None:
         self.task = task
@@ -200,7 +200,7 @@ class ChildContext:
 
     @property
     def tasks(self) -> Sequence[TaskInfo]:
-        """Return only this task: batch handlers do not run in processes."""
+        """Return only this task, since batch handlers do not run in processes."""
         return (self.task,)
 
     @property

@@ -54,7 +54,7 @@ def _reason(value: Any) -> str | None:
         return f"is a class without __aenter__; {_DECORATE}"
     try:
         parameters = inspect.signature(value).parameters.values()
-    except (TypeError, ValueError):  # e.g. C code without a signature
+    except (TypeError, ValueError):  # e.g. a function in C without a signature
         return None
     for parameter in parameters:
         if parameter.default is parameter.empty and parameter.kind not in (
@@ -103,8 +103,8 @@ def holder_of(name: str | None, server_id: str) -> str:
     user set the id.
 
     An id that the user sets, such as a host name, may be used again after a restart, or by two
-    servers at once. Each holder numbers its fetches from 1, so only the suffix distinguishes the
-    leases of these servers.
+    servers at the same time. Each holder numbers its fetches from 1, so only the suffix
+    distinguishes the leases of these servers.
     """
     return server_id if name is None else f"{server_id}~{os.urandom(4).hex()}"
 
@@ -227,9 +227,9 @@ class Config:
     def fitted(self, mux: Mux) -> Config:
         """Return the configuration for these handlers; if all are `def`, reduce the concurrency.
 
-        The reduced concurrency is `thread_count`: additional tasks would wait for a thread here
-        although another server may have a free one. Only quick tasks are leased beyond that number
-        (see Capacity). If the option `threads` is set, return the configuration unchanged.
+        The reduced concurrency is `thread_count`, because additional tasks would wait for a thread
+        here although another server may have a free thread. Only quick tasks are leased beyond that
+        number (see Capacity). If the option `threads` is set, return the configuration unchanged.
         """
         return replace(self, concurrency=self.thread_count) if self.threads_only(mux) else self
 

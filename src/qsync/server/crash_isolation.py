@@ -1,13 +1,13 @@
 """Isolates suspects: tasks that ran during two server crashes, and may have caused them.
 
 A suspect first runs alone, so that another crash is certainly its own fault. While it runs alone,
-no other task starts. A rest of the same length follows, in which no suspect starts, so that other
-tasks get half of the time.
+no other task starts. Afterwards, no suspect starts for the same length of time, so that other tasks
+get half of the time.
 
 Isolation is bounded. If a suspect is still running after ALONE_S, other tasks start alongside it.
 From then on, a crash does not count against the suspect, since any of the tasks may be the cause.
-If a crash does not count, the suspect is spared: next time, it runs alone GROWTH times as long.
-After it has been spared three times, each crash counts again.
+If a crash does not count, the suspect is spared, which means that it runs alone GROWTH times as
+long the next time. After it has been spared three times, each crash counts again.
 
 Suspects run one after another, for at most TOTAL_S in total. After that, suspects that were never
 spared run together. They run together earlier if one of them runs for long and running all waiting
@@ -23,7 +23,7 @@ from qsync.server.queue_state import RELEASED, LeasedTask
 
 MAX_WAIT_TO_START_S: Final = 2.0
 """How long a suspect waits for running tasks to end, in seconds. After that, the suspect starts
-alongside them, but no other task starts."""
+while they still run, but no other task starts."""
 
 START_CHECK_S: Final = 0.5
 """Interval between two checks of whether a suspect may start, in seconds. If a check is late, a
@@ -31,7 +31,7 @@ handler has blocked the event loop. No task could end during the delay, so the d
 as waiting."""
 
 SHORT_REST_S: Final = 0.25
-"""Length of the rest between two suspects while there are no other tasks to run, in seconds."""
+"""Length of the pause between two suspects while there are no other tasks to run, in seconds."""
 
 ALONE_S: Final = 1.0
 """How long a suspect that was never spared may run alone, in seconds."""
@@ -55,7 +55,7 @@ class CrashIsolation:
         self.alone: LeasedTask | None = None
         """Suspect that is running alone, or None."""
         self.together: set[LeasedTask] = set()
-        """Running suspects that other tasks have joined, or that were started together."""
+        """Running suspects that other tasks run alongside, or that were started together."""
         self._began: float | None = None
         """Start of the period in which at least one suspect has been running; None if none runs."""
         self._met = self._spent = 0.0
@@ -78,7 +78,7 @@ class CrashIsolation:
             self._began = now
 
     def alone_s(self, leased: LeasedTask) -> float:
-        """Return the longest time that a suspect runs alone, in seconds."""
+        """Return the maximum time for which a suspect runs alone, in seconds."""
         return float(ALONE_S * GROWTH ** min(leased.spared, 3))
 
     def take_together(self, now: float, *, free: int) -> list[LeasedTask]:
@@ -104,7 +104,7 @@ class CrashIsolation:
             self.end(now)
 
     def drop_ended(self, now: float) -> bool:
-        """Remove ended suspects from `together`; return whether there were any."""
+        """Remove the suspects that have ended from `together`; return whether there were any."""
         remaining = {suspect for suspect in self.together if suspect.phase is not RELEASED}
         ended = len(remaining) < len(self.together)
         self.together = remaining
@@ -165,7 +165,7 @@ class CrashIsolation:
         return self._since
 
     def end(self, now: float) -> None:
-        """End the isolation; a rest follows that is as long as other tasks had to wait."""
+        """End the isolation. The pause that follows is as long as other tasks had to wait."""
         self.alone = None
         self._ended = now
         self._add_up(now)

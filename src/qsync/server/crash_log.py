@@ -1,4 +1,5 @@
-"""Logs tasks whose server died while running them: they run again or are dead."""
+"""Logs the tasks that were running when their server died, and whether they run again or are
+dead."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from qsync.state import TaskState
 log: Final = logging.getLogger("qsync.server")
 
 TASKS_NAMED: Final = 20
-"""Maximum number of tasks that one log record names; it only counts the other tasks."""
+"""Maximum number of tasks that one log record names; further tasks are only counted."""
 
 HOOKED: Final = 250
 """Maximum number of tasks per fetch for which the "dead" hooks are called."""
@@ -44,7 +45,7 @@ class CrashLog:
     def recovered(
         self, keys: QueueKeys, fetched: FetchResult, leased: Sequence[LeasedTask]
     ) -> None:
-        """Log the tasks of dead servers that a fetch moved to pending or to dead."""
+        """Log the tasks of dead servers that a fetch moved to `pending` or to `dead`."""
         names = {
             leased_task.id: named(leased_task.id, leased_task.message.type, leased_task.crashes)
             for leased_task in leased

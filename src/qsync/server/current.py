@@ -10,7 +10,7 @@ from qsync.running_task import running as running
 from qsync.task import TaskInfo
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar as _TypeVar  # type checkers have its stubs
+    from typing_extensions import TypeVar as _TypeVar  # type checkers bundle its stubs
 
     S_co = _TypeVar("S_co", covariant=True, default=Any)
 else:

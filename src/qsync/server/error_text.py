@@ -60,7 +60,7 @@ def describe(error: BaseException, limit: int = ERROR_LIMIT) -> str:
     if isinstance(error, BadPayload | NeverRun | ResultNotKept):
         return head  # a traceback would have no frames of the handler
     try:
-        elsewhere = getattr(error, "traceback", None)  # from a handler in another process
+        elsewhere = getattr(error, "traceback", None)  # set if the handler ran in another process
         parts = [str(elsewhere)] if elsewhere else _traces(error, _without_ours)
     except Exception:  # the user's class may override any of these attributes
         parts = []
@@ -93,7 +93,7 @@ def program_trace(error: BaseException) -> str:
     if isinstance(error, BadPayload | NeverRun | ResultNotKept):
         return ""
     try:
-        elsewhere = getattr(error, "traceback", None)  # from a handler in another process
+        elsewhere = getattr(error, "traceback", None)  # set if the handler ran in another process
         # At its time limit, qsync raises TimeoutError; frames of qsync would not help.
         keep = _foreign_frames if type(error) is TimeoutError else _program_frames
         parts = [_own_lines(str(elsewhere))] if elsewhere else _traces(error, keep)

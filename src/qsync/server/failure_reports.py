@@ -67,7 +67,7 @@ class Failures:
         due = ""
         if isinstance(record, Retried):
             fields["retry_in_s"] = delay_s = record.delay_us / 1_000_000
-            due = f"in {duration(delay_s)}" if delay_s else "at once"
+            due = f"in {duration(delay_s)}" if delay_s else "immediately"
         if isinstance(error, Retry) and not dead:
             level, outcome = logging.INFO, f"will run again {due}, {attempt}"
         elif isinstance(error, SkipRetry):

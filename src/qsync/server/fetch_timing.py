@@ -27,8 +27,8 @@ CROWDED_ROUND_S: Final = 0.005
 """Delay before the next round while more than CROWD queues are busy, in seconds."""
 
 GRAIN: Final = 4
-"""Minimum average number of slots per queue if a round fetches from more than SOME queues: a fetch
-of fewer tasks is not worth its cost."""
+"""Minimum average number of slots per queue in a round that fetches from more than SOME queues,
+because a fetch of fewer tasks is not worth its cost."""
 
 SOME: Final = 16
 """Number of queues that may always share the slots of one round, however few each queue gets."""
@@ -38,7 +38,7 @@ WATCH_S: Final = 0.05
 seconds."""
 
 WAKE_MARGIN_S: Final = 0.0005
-"""Margin added to a wait for a due time, in seconds: the store's waits end on whole
+"""Margin added to a wait for a due time, in seconds, because the store's waits end on whole
 milliseconds."""
 
 RULES_CHECK_S: Final = 0.1
@@ -77,15 +77,16 @@ class FetchTiming:
         self._open = open_slots
         self.shares: Shares = Shares(config.weights, strict=config.strict)
         self.woken: set[str] = set()
-        """Queues that got a wake since the last fetch from them."""
+        """Queues for which a wake has arrived since their last fetch."""
         self.free: dict[str, int] = {}
         """For each queue, the number of free slots that its fetch in flight may fill with tasks
         that have limits; such tasks are not leased ahead."""
         self.awaiting_slots: set[str] = set()
-        """Queues whose last fetch left only tasks with limits, for lack of free slots."""
+        """Queues whose last fetch left only tasks with limits, because the server had no free
+        slots."""
         self.in_order: set[str] = set()
-        """Queues in which it is the turn of tasks with limits. While there are such queues, no
-        tasks are leased ahead, since those would take the slots that tasks with limits need."""
+        """Queues from which tasks with limits are to be leased next. While there are such queues,
+        no tasks are leased ahead, since those would take the slots that tasks with limits need."""
         self.retry_at: dict[str, float] = dict.fromkeys(queues, 0.0)
         """Earliest time of the next fetch from a queue whose last fetch failed."""
         self.wait_again_at: float = 0.0
@@ -99,7 +100,7 @@ class FetchTiming:
     def _awaited_until(self, queue: QueueState) -> float:
         """Return the time until which a round waits for the fetch in flight from a queue.
 
-        A round that begins without the queue gives its share to the other queues.
+        If the round did not wait, the other queues would get this queue's share.
         """
         if queue.exhausted:
             return -math.inf
@@ -108,7 +109,7 @@ class FetchTiming:
         return queue.sent_at + (SLOT_RESERVATION_S if large else ROUND_TIMEOUT_S)
 
     def plan(self, now: float, wanted: int, free: int) -> Round:
-        """Plan a round that should bring `wanted` tasks, along with the fetches in flight.
+        """Plan a round that, together with the fetches in flight, should lease `wanted` tasks.
 
         `free` is the number of slots for tasks with limits, which are not leased ahead.
         """
@@ -132,7 +133,8 @@ class FetchTiming:
         ]
         crowd = max(SOME, slots // GRAIN)
         if len(hungry) > crowd and not self._config.strict:
-            hungry = hungry[:crowd]  # the rest come next: after a fetch, a queue goes to the end
+            # The other queues come next, since a queue moves to the end after a fetch.
+            hungry = hungry[:crowd]
         shares = self.shares.split(slots, hungry) if slots > 0 and hungry else {}
         fetches = [
             (queue, shares.get(queue.name, 0))
@@ -181,7 +183,7 @@ class FetchTiming:
         """Return the time until the next round; infinity if only an event can start it."""
         room = planned.slots > 0
         times = [math.inf, self._busy_queues.next_at()]
-        if now < self.wait_again_at:  # idle queues have no other time
+        if now < self.wait_again_at:  # the only time for idle queues
             times.append(self.wait_again_at)
         if self._busy_queues.count() > CROWD and not self._in_flight:
             # This round left out some busy queues.
@@ -204,11 +206,11 @@ class FetchTiming:
                 times.append(queue.next_due)
         return max(0.0, min(times) - now)
 
-    # Waiting for a wake.
+    # The functions below decide how to wait for a wake.
 
     def to_block_on(self, queues: Sequence[QueueState], now: float) -> list[QueueState]:
-        """Return the queues of a connection to block on now; for a while after a failed wait,
-        none."""
+        """Return the queues of a connection to block on now. Return none for a while after a failed
+        wait."""
         if any(now < self.retry_at[queue.name] or queue.awaits_rules for queue in queues):
             return []
         if self._busy_queues.many:
@@ -216,7 +218,7 @@ class FetchTiming:
         return [queue for queue in queues if not (queue.has_more_pending or queue.refused)]
 
     def _has_its_turn(self, queue: QueueState) -> bool:
-        """Return whether the server will fetch from a queue without a wake."""
+        """Return whether the server will fetch from a queue without being woken."""
         if self._busy_queues.is_idle(queue) or queue.exhausted:
             return False
         return queue.has_more_pending or queue.refused or queue.name not in self._in_flight

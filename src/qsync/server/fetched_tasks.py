@@ -91,7 +91,7 @@ def hand_back_unread(
         crashes=[again.crashes[at] for at in unread],
     )
     for leased in hold_tasks(queue, fetch.token, rest, fetch.since):
-        leased.leased_us = 0  # a repeated reply has another time than the lease
+        leased.leased_us = 0  # the time in a repeated reply is not that of the lease
         runner.settle(leased, HandedBack(leased.id, leased.token))
 
 
@@ -99,7 +99,7 @@ def _hold_new(
     queue: QueueState, token: str, fetched: FetchResult, messages: list[Message], sent: float,
     expires: float, capacity: Capacity,
 ) -> list[LeasedTask]:  # fmt: skip
-    """Do the same as `hold` for tasks that never failed; most fetches bring only such tasks."""
+    """Do the same as `hold` for tasks that never failed. Most fetches return only such tasks."""
     leased_us = fetched.now_us
     tasks = [
         LeasedTask(queue, id, token, message, NO_FAILURE, crashes, sent, expires, leased_us)

@@ -118,8 +118,8 @@ class Fetcher:
     async def finish(self, patience: float) -> None:
         """Cancel the waits, and wait up to `patience` seconds for fetches in flight.
 
-        The runner gets their tasks. A cancelled wait may have consumed a wake; in that case,
-        `pass_on` wakes another server.
+        The tasks of these fetches are passed to the runner. A cancelled wait may have consumed a
+        wake; in that case, `pass_on` wakes another server.
         """
         if self._wakes is not None:
             await self._wakes.aclose()
@@ -279,10 +279,10 @@ class Fetcher:
     def _wait_and_fetch(
         self, waiter: BlockingPop, queue: QueueState, slots: int, seconds: float
     ) -> None:
-        """Block on the wake list, and send a fetch behind the wait, which saves one round trip.
+        """Block on the wake list and send a fetch along with the wait, which saves one round trip.
 
-        Only a server of one queue can send both, since nothing else may fill the slots in the
-        meantime.
+        Only a server of one queue can do this, since other queues could fill the slots during the
+        wait.
         """
         queue.requested, queue.sent_at = slots, boot_s()
         queue.blocked_until = queue.sent_at + seconds

@@ -1,7 +1,8 @@
-"""Answers liveness, startup and readiness probes. Only `read` does I/O.
+"""Answers liveness, startup and readiness probes.
 
-A server whose store is unreachable is live but not ready: a restart would not bring the store back.
-A server whose event loop is blocked keeps its leases, so it stays live for LIVE_LIMIT_S.
+A server whose store is unreachable is live but not ready, because a restart of the server would not
+repair the store. A server whose event loop is blocked keeps its leases, so it stays live for
+LIVE_LIMIT_S.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class ServerHealth(msgspec.Struct, frozen=True):
     away: dict[str, float] = {}
     """Queues from which fetches fail, each with the time since its fetches began to fail."""
     silent: dict[str, float] = {}
-    """Queues without a recent fetch, each with the time since the last one."""
+    """Queues without a recent fetch, each with the time since its last fetch."""
     outbox: OutboxBacklog | None = None
     """Backlog of the outbox whose relay runs in the server's process; None if there is no relay."""
 
@@ -85,7 +86,7 @@ class HealthVerdict:
 
     ok: bool
     reasons: tuple[str, ...]
-    """Reasons why `ok` is False; if it is True, warnings."""
+    """Reasons why `ok` is False, or warnings if it is True."""
 
 
 class HealthProbe:
@@ -142,7 +143,7 @@ class HealthProbe:
 def live(reports: Sequence[ProcessHealth], *, limit_s: float = LIVE_LIMIT_S) -> HealthVerdict:
     """Return whether all processes are live.
 
-    Processes that have ended are ignored: their parent replaces them.
+    Processes that have ended are ignored, because their parent replaces them.
     """
     ok = True
     reasons = []

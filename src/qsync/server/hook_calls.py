@@ -52,7 +52,7 @@ class HookCalls:
         return await call_next()
 
     def failed(self, leased: LeasedTask, error: BaseException) -> None:
-        """Keep the error of an attempt until the store has recorded its outcome."""
+        """Keep the error of an attempt until the store has recorded the attempt's outcome."""
         self._errors[leased] = error, not _is_asked_for(error)
 
     def died(self, leased: LeasedTask, why: str) -> None:

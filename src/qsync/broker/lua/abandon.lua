@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- abandon: expire the leases of a dead server at once, so that the next fetch recovers its tasks.
+-- abandon: expire the leases of a dead server now, so that the next fetch recovers its tasks.
 -- Expiries are moved below 0 and keep their order. After an outage, recovery of other leases is
--- delayed, but leases below 0 are recovered at once. Each call scans only a part of the owners, so
--- that no call takes long.
+-- delayed, but leases that expire below 0 are recovered without a delay. Each call scans only a
+-- part of the owners, so that no call takes long.
 -- include: check_schema clock wake_server
 -- KEYS[1] active  zset    ids by lease expiry
 -- KEYS[2] owner   hash    id -> lease token

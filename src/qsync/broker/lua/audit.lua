@@ -111,8 +111,8 @@ end
 for at, set_key in ipairs({
   KEYS.pending, KEYS.scheduled, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead, KEYS.limited,
 }) do
-  -- Look the ids up in groups: a scan of a small key returns all its ids, which may be too many for
-  -- one `unpack`.
+  -- Look the ids up in groups, because a scan of a small key returns all its ids, which may be too
+  -- many for one `unpack`.
   for first = 1, #ids, 500 do
     local last = math.min(first + 499, #ids)
     for i, score in ipairs(redis.call('ZMSCORE', set_key, unpack(ids, first, last))) do

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- begin_ticks: read, for each schedule, the time after which its ticks are due. This is the last
 -- tick that was enqueued, or the time since which the schedule has had its current expression,
--- whichever is later. The time is now if the schedule is new, if its expression changed, or if no
--- server published it while other schedules were published. So no earlier ticks are enqueued.
--- During a deploy, old and new servers may publish two expressions of one schedule. So each
--- expression has its own time, which is kept while servers publish the expression. If a wrong clock
--- recorded the last tick, the script uses the current time instead.
+-- whichever is later. It is the current time if the schedule is new, if its expression changed, or
+-- if no server published the schedule while other schedules were published. So no earlier ticks are
+-- enqueued. During a deploy, old and new servers may publish two expressions of one schedule. So
+-- each expression has its own time, which is kept while servers publish the expression. If a wrong
+-- clock recorded the last tick, the script uses the current time instead.
 -- include: check_schema clock
 -- KEYS[1] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[2] schedules  hash    #<schedule> -> its expressions; # -> start and last time, us, of the
@@ -20,11 +20,11 @@ local now, silence = clock(ARGV.now), tonumber(ARGV.silence)
 local from, to = string.match(redis.call('HGET', KEYS.schedules, '#') or '', '^(%d+) (%d+)$')
 from, to = parse_int(from, 0), parse_int(to, 0)
 
--- Return the time since which the expression has been in force (0: always), and record that it
--- still is. For each expression, `#<schedule>` holds the digest, that time, and the time at which a
--- server last asked.
+-- Return the time since which the expression has been in force (0 means always), and record that it
+-- is still in force. For each expression, `#<schedule>` holds the digest, that time, and the time
+-- at which a server last asked.
 local function in_force_since(id, digest)
-  -- Read only 1,024 bytes: the eight entries of a valid record take less, and a long, damaged
+  -- Read only 1,024 bytes. The eight entries of a valid record take less, and a long, damaged
   -- record would block the store.
   local known = string.sub(redis.call('HGET', KEYS.schedules, '#' .. id) or '', 1, 1024)
   local all, latest, kept = {}, 0, {}

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
--- check_for_work: read whether a server has anything to do in a queue. This costs a fifth of a
--- fetch. If upkeep is due, the first server that checks performs it, and the other servers then
--- find that none is due.
+-- check_for_work: read whether a server has anything to do in a queue. A check costs a fifth of
+-- what a fetch costs. If upkeep is due, the first server that checks performs it, and the other
+-- servers then find that none is due.
 -- variants: plain flow
 -- include: check_schema clock find_work
 -- KEYS[1] meta       hash    schema, paused, generation; when a server was last seen

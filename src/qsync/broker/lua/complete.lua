@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- complete: remove tasks that succeeded, or keep them for their retention.
--- With results, the script runs without allow-oom: a store that is out of memory refuses the whole
--- call.
+-- With results, the script runs without allow-oom, which means that a store that is out of memory
+-- refuses the whole call.
 -- variants: plain flow
 -- include: check_schema preconditions clock
 -- flow include: wake_server message_limits limit_states waiter_entries limit_waiters

@@ -1,6 +1,6 @@
 #!lua
--- enqueue: store new tasks and put their ids into pending or scheduled.
--- When the store is out of memory, it refuses the whole call and writes nothing.
+-- enqueue: store new tasks and put their ids into `pending` or `scheduled`. When the store is out
+-- of memory, it refuses the whole call and writes nothing.
 -- A repeated call writes nothing and returns the same reply. If the call has a sender, this holds
 -- even after its tasks have left the queue.
 -- variants: plain flow
@@ -47,7 +47,7 @@
 -- returns a flat list, two values per task, in order: created | exists | duplicate | repeated, and
 --   the id that holds the id or lock; repeated: the id was enqueued recently and has left the
 --   queue; just `created` when all tasks were created; an empty list when the sender has made a
---   later call: then no caller waits for the reply
+--   later call, since no caller then waits for the reply
 local tasks = read_tasks(ARGV, 6, tonumber(ARGV.stride))
 if #tasks.ids == 0 then
   return {}
@@ -75,8 +75,8 @@ end
 if created > 0 then
   remember(now, tasks, times, others)
 end
--- Also record a call that creates no task because its tasks exist already: when the call is
--- repeated, they may have left the queue.
+-- Also record a call that creates no task because its tasks exist already, since these tasks may
+-- have left the queue when the call is repeated.
 -- flow:
 if sender ~= '' and (created > 0 or #others < 3 * #tasks.ids) then
 -- plain:

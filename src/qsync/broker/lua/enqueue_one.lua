@@ -1,6 +1,6 @@
 #!lua
--- enqueue_one: store one new task without options. This takes the store a third of the time of
--- enqueue. It creates shared functions only in the blocks that need them. A repeated call writes
+-- enqueue_one: store one new task without options. It takes a third of the time that `enqueue`
+-- takes. It creates shared functions only in the blocks that need them. A repeated call writes
 -- nothing and returns the same reply, even after the task has left the queue. When the store is out
 -- of memory, it refuses the call and writes nothing.
 -- plain variant of: enqueue
@@ -56,8 +56,8 @@ local reply = redis.pcall('HSETNX', KEYS.tasks, ARGV.id, stamped)
 if reply == 1 then
   reply = redis.pcall('ZADD', KEYS.fairness, 'INCR', '1', '')
   if type(reply) == 'string' then
-    -- The reply is used without a conversion: converting a number to text takes longer than the
-    -- rest.
+    -- The reply is used without a conversion, because converting a number to text takes longer than
+    -- all other steps.
     local tag, virtual = reply, tonumber(known[2] or '0')
     local last_tag = tonumber(reply)
     if not (virtual and virtual >= 0 and last_tag >= virtual + 1 and last_tag < 2 ^ 53) then

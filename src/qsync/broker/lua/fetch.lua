@@ -6,8 +6,9 @@
 -- longer owns.
 -- A queue without tasks, or with only dead ones, gets upkeep only every few minutes.
 -- A fetch that finds no tasks and no upkeep writes nothing, so an idle queue costs no disk space
--- and no replication. Such a fetch is not recorded either, and its repetition is an ordinary fetch.
--- A fetch with `again` is recorded, so that a late copy of the call finds its number.
+-- and no replication. Such a fetch is not recorded either, so a fetch that repeats its number is an
+-- ordinary fetch. A fetch with `again` is recorded, so that a late copy of the call finds its
+-- number.
 -- The first fetch from a queue sets the generation; a later change of it means that data were lost.
 -- variants: plain flow
 -- flow include: message_bytes
@@ -77,7 +78,7 @@
 -- REPLY[13] generation text
 -- plain REPLY[14] left flag  more tasks can be fetched
 -- flow REPLY[14] left  int   1: more tasks can be fetched; 2: only by a server with free slots;
---                             3: more, and tasks with limits were passed over for lack of free slots
+--                             3: more, and tasks with limits were not leased without free slots
 -- returns the fields of REPLY; ids, messages and the three lists after them match by position
 local stored = redis.call(
   'HMGET', KEYS.meta, 'schema', 'paused', 'generation', 'v', 'seen', 'returned', 'swept'

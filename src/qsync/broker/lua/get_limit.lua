@@ -1,6 +1,6 @@
 #!lua flags=no-writes
--- get_limit: read one limit: its rules, its state, the active tasks that hold it, and one waiting
--- task's place.
+-- get_limit: read one limit, with its rules, its state, the active tasks that hold it, and one
+-- waiting task's place.
 -- include: check_schema clock waiter_entries
 -- KEYS[1] limit_rules hash  name -> its rule
 -- KEYS[2] limits    hash    limit -> its state
@@ -21,7 +21,7 @@
 -- REPLY[5] state     text
 -- REPLY[6] waiting   int    number of tasks that wait for this limit
 -- REPLY[7] opens_at  text   us; empty: no task waits, or they wait for a slot
--- REPLY[8] holders   list   ids of active tasks that hold it; of the first 10,000 active tasks
+-- REPLY[8] holders list ids of active tasks that hold it, among the first 10,000 active tasks
 -- REPLY[9] place     int    number of waiters before the task; -1: it does not wait for this limit
 -- returns the fields of REPLY
 check_schema()

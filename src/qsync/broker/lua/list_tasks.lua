@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- list_tasks: read a page of the tasks in a state.
--- The page has fewer tasks than requested if the tasks are large: a call reads at most 4 MiB and
+-- The page has fewer tasks than requested if the tasks are large. A call reads at most 4 MiB and
 -- returns at most about 256 KiB, so that it does not block the store for long.
 -- include: check_schema clock truncate_message page_position
 -- KEYS[1] tasks      hash    id -> message

@@ -13,7 +13,7 @@ check_schema()
 check_hash(KEYS.schedules)
 check_rights(KEYS.schedule_runs, { 'HGET', 'HSET', 'HDEL' })
 
--- Return the end of a record; an undamaged record is returned whole.
+-- Return at most the last 2,048 bytes of a record, since a damaged record may be longer.
 local function noted_runs(field)
   return string.sub(redis.call('HGET', KEYS.schedule_runs, field) or '', -2048)
 end

@@ -47,8 +47,8 @@
 -- REPLY[12] died           list  dead tasks that no operator has acknowledged: number, and times of the
 --   first and the last death, us; the times are empty if there are no such tasks
 -- REPLY[13] tally          list  day and sum of the tally; both are empty without a tally
--- The script reads only the first 512 pending tasks. Tasks with a stored time, as in
--- `runnable_since`, are not among the 8.
+-- The script reads at most the first 512 pending tasks. `first` leaves out tasks that have a stored
+-- time (see `runnable_since`).
 check_schema()
 local now = clock(ARGV.now)
 local sizes, bytes = {}, 0
@@ -105,7 +105,8 @@ for i = 3, #ARGV do
 end
 local paused = redis.call('HMGET', KEYS.meta, 'paused', 'paused_at', 'bounds', '!bounds', 'bytes',
   'latency_target', 'dead_known', 'tally_day', 'tally')
--- If the acknowledgement is in the future, the clock was wrong: treat it as made now.
+-- If the time of the acknowledgement is in the future, the clock was wrong, so use the current time
+-- instead.
 local known = table.concat({ '(', to_text(math.min(now, parse_int(paused[7], 0))) })
 local number, died = redis.call('ZCOUNT', KEYS.dead, known, '+inf'), {}
 if number > 0 then

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- pause_type: pause or resume a type of tasks in a queue. Tasks of a paused type become limited:
--- new tasks become limited at once, and pending tasks when a fetch reaches them. After a resume,
--- fetches return them to pending.
+-- new tasks become limited immediately, and pending tasks when a fetch reaches them. After a
+-- resume, fetches return them to `pending`.
 -- include: check_schema preconditions ensure_schema clock wake_server open_limits record_event
 -- KEYS[1] limit_rules hash  `@` -> paused types, `@<type>` -> pause
 -- KEYS[2] waiters   zset    limit and id of each limited task

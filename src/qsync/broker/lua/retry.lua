@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- retry: put tasks whose attempt failed into retry. A task with a cancel request ends instead.
+-- retry: put tasks whose attempt failed into `retry`. A task with a cancel request ends instead.
 -- variants: plain flow
 -- include: check_schema preconditions clock wake_server
 -- flow include: message_limits limit_states waiter_entries limit_waiters

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- run: move scheduled, retry or dead tasks to pending now, in this order. A dead task takes its
+-- run: move scheduled, retry or dead tasks to `pending` now, in this order. A dead task takes its
 -- lock again and gets all its attempts back. Tasks with a limit that is full or closed become
 -- limited instead.
 -- include: check_schema preconditions clock wake_server

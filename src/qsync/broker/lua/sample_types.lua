@@ -1,6 +1,7 @@
 #!lua flags=no-writes
 -- sample_types: count pending and dead tasks by type, at positions spread over each state.
--- If their messages take over 1 MiB in total, fewer tasks are read, evenly spaced.
+-- If the messages of these tasks exceed 1 MiB in total, the script reads fewer tasks, which are
+-- evenly spaced.
 -- include: check_schema message_limits limit_states
 -- KEYS[1] pending  zset    ids by order tag
 -- KEYS[2] dead     zset    ids by time of death

@@ -1,4 +1,4 @@
--- band_times: how a fetch changes the virtual times of the bands of priorities.
+-- band_times: change the virtual times of the priority bands in a fetch.
 
 -- Return the field of meta that holds the virtual time of a priority.
 local function virtual_field(priority)
@@ -8,7 +8,8 @@ end
 -- Distance from the middle of its band above which a virtual time restarts once no task waits.
 local far_time = 2 ^ 39
 
--- Return tags of these pending ids, which are in order; the last tag of each band is among them.
+-- Return some of the tags of these pending ids, which are in order. The last tag of each band is
+-- always included.
 local function last_tags(ids)
   local last = redis.call('ZSCORE', KEYS.pending, ids[#ids])
   local first = #ids > 1 and redis.call('ZSCORE', KEYS.pending, ids[1]) or last
@@ -54,8 +55,9 @@ local function forget_passed(limit)
   end
 end
 
--- Restart virtual times that are far from the middle of their band. Pending must be empty. Tasks
--- that wait for a limit keep their tags, so nothing changes while any task waits for a limit.
+-- Restart virtual times that are far from the middle of their band. The caller must have checked
+-- that `pending` is empty. Tasks that wait for a limit keep their tags, so nothing changes while
+-- any task waits for a limit.
 local function restart_bands()
   if redis.call('EXISTS', KEYS.limited) == 1 then
     return

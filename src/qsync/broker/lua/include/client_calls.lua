@@ -1,7 +1,7 @@
--- client_calls: the last cancel or reschedule of each sender. If the reply was lost and the sender
--- repeats the call, it gets the same reply. As with enqueues, a sender numbers its calls and has
--- one in flight at a time; the record is `<number> <time us>`. No task depends on the record, so a
--- command that fails is ignored.
+-- client_calls: record the last cancel or reschedule of each sender. If the reply was lost and the
+-- sender repeats the call, the sender gets the same reply. As with enqueues, a sender numbers its
+-- calls and has one in flight at a time; the record is `<number> <time us>`. No task depends on the
+-- record, so a command that fails is ignored.
 
 -- If this call was made before, return its time, us; else nil.
 local function first_call(sender, number)

@@ -1,7 +1,6 @@
--- clock: the current time in microseconds, and numbers as text.
+-- clock: read the current time in microseconds, and convert numbers to text and back.
 
--- Return the time: Return the time `given` if a test passes one, else the time of the store's
--- clock.
+-- Return the time `given` if a test passes one, else the time of the store's clock.
 local function clock(given)
   if given ~= '' then
     return tonumber(given)
@@ -15,8 +14,8 @@ local function to_text(number)
   return string.format('%.0f', number)
 end
 
--- Return the number in a text of digits, or `other` for any other text: a damaged record must not
--- fail a script.
+-- Return the number in a text of digits, or `other` for any other text, so that a damaged record
+-- does not make a script fail.
 local function parse_int(text, other)
   if text and #text <= 16 and string.find(text, '^%d+$') then
     return tonumber(text)
@@ -24,8 +23,9 @@ local function parse_int(text, other)
   return other
 end
 
--- Return whether a recorded time is over an hour ahead: then the clock was wrong and has been set
--- back since. After a smaller step back, the recorded time is trusted until the clock reaches it.
+-- Return whether a recorded time is over an hour ahead, which means that the clock was wrong and
+-- has been set back since. After a smaller step back, the recorded time is trusted until the clock
+-- reaches it.
 local function is_of_wrong_clock(moment, now)
   return moment - now > 3600000000
 end

@@ -1,7 +1,7 @@
 -- count_cancelled: count the completed tasks that were cancelled.
 
--- The same hash has the cancel requests of active tasks, which are subtracted. Only the first 2000
--- active tasks are checked.
+-- The hash `cancels` also holds the cancel requests of active tasks, so these are subtracted. Only
+-- the first 2000 active tasks are checked.
 local function count_cancelled()
   local noted = redis.call('HLEN', KEYS.cancels)
   if noted == 0 then

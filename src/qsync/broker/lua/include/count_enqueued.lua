@@ -1,7 +1,7 @@
--- count_enqueued: count plain tasks that are enqueued one by one. The field `tally` of meta holds
--- the sum of up to 64 of them. Adding to the tally takes one write per task. Updating the counters
--- `enqueued` and `bytes`, in total and per day, would take four. Readers add the tally to the
--- counters.
+-- count_enqueued: count plain tasks that are enqueued one by one. The field `tally` of `meta` holds
+-- the sum of up to 64 such tasks. Adding to the tally takes one write per task. Updating the
+-- counters `enqueued` and `bytes`, in total and per day, would take four. Readers add the tally to
+-- the counters.
 
 -- What each task adds to the field `tally`, in addition to its size in bytes, which is at most
 -- 2^29.

@@ -24,7 +24,7 @@ local function signed(text, sign)
   return crash_text(crash_count(text), spared_count(text), sign)
 end
 
--- Remove the signs: the server is still running, so these tasks did not crash it.
+-- Remove the signs. The server is still running, so these tasks did not crash it.
 local function remove_crash_signs(ids)
   if #ids == 0 or redis.call('EXISTS', KEYS.crashes) == 0 then
     return

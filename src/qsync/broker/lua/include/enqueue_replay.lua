@@ -12,8 +12,8 @@ local function last_call(sender)
   return parse_int(string.match(last, '^%d+'), -1), last
 end
 
--- Return, from the record of a call, a flat list of place, outcome and holder of each task that was
--- not created.
+-- Parse the record of a call. Return a flat list with the place, outcome and holder of each task
+-- that was not created.
 local function refused_of(last)
   local others = {}
   for place, outcome, holder in string.gmatch(last, ' (%d+) (%a+) (%S+)') do

@@ -1,6 +1,6 @@
--- failure_marks: the marks at the ends of failure records, and counts by mark. A mark is a fairness
--- key, its length in bytes as 4 hex digits, and a fingerprint of 8 hex digits. Records of older
--- versions have no marks.
+-- failure_marks: read the marks at the ends of failure records, and count failures by mark. A mark
+-- is a fairness key, its length in bytes as 4 hex digits, and a fingerprint of 8 hex digits.
+-- Records of older versions have no marks.
 
 local function new_error_counts()
   return { order = {}, by_error = {}, by_mark = {}, lengths = {} }
@@ -70,8 +70,9 @@ local function died_of_crashes(crashes)
 end
 
 -- Count a task with this mark. At most 10 fairness keys of an error are counted by name; all
--- further keys are counted under the empty name. `at` is a time; if the latest tasks come first, it
--- is the task's id instead.
+-- further keys are counted under the empty name. `at` is the time of the failure. If the tasks are
+-- read from the latest to the oldest, `at` is the task's id instead, and read_times looks up the
+-- times later.
 local function count_failure(mark, at)
   local entry, key = mark.entry, mark.key
   entry.number = entry.number + 1
@@ -111,7 +112,7 @@ local function list_error_counts(counts)
       keys[#keys + 1] = name
       keys[#keys + 1] = entry.keys[name]
     end
-    -- The number is 0 if the part ended before the first task of the error.
+    -- The number is 0 if the script stopped at the first task with this error, without counting it.
     if entry.number > 0 then
       rows[#rows + 1] = {
         entry.fingerprint, entry.number, entry.first, entry.last, keys, entry.sample,

@@ -71,8 +71,8 @@ local function members_of(ids)
   return members
 end
 
--- Return the lowest tag of a priority in pending and limited; if no task has the priority, its
--- virtual time.
+-- Return the lowest tag of a priority in `pending` and `limited`, or the priority's virtual time if
+-- no task has the priority.
 local function head_of_band(priority)
   local pending = lowest_of_band(KEYS.pending, priority)
   local limited = limits_used and lowest_of_band(KEYS.limited, priority)
@@ -82,7 +82,7 @@ local function head_of_band(priority)
   return pending or limited or band_time(priority)
 end
 
--- Put ids at the head of their bands of pending, in this order, with tags below the lowest one.
+-- Put ids at the head of their bands of `pending`, in this order, with tags below the lowest one.
 local function to_head(ids)
   if #ids == 0 then
     return
@@ -104,7 +104,7 @@ local function to_head(ids)
   add_pending(args)
 end
 -- plain:
--- Put ids at the head of pending, in this order, with tags below the lowest one.
+-- Put ids at the head of `pending`, in this order, with tags below the lowest one.
 local function to_head(ids)
   if #ids == 0 then
     return
@@ -120,7 +120,7 @@ local function to_head(ids)
 end
 -- end flow
 
--- Put ids into pending with the next tags of their fairness keys.
+-- Put ids into `pending` with the next tags of their fairness keys.
 local function to_pending(ids)
   if #ids == 0 then
     return

@@ -32,7 +32,7 @@ local function find_work(given_now, lease)
       due = 1
     end
   end
-  -- While tasks are leased, servers must record their presence: otherwise, the next fetch assumes
+  -- While tasks are leased, servers must record their presence. Otherwise, the next fetch assumes
   -- an outage and delays the recovery of expired leases.
   if now - parse_int(known[4], 0) > lease / 4 and redis.call('EXISTS', KEYS.active) == 1 then
     due = 1

@@ -1,6 +1,6 @@
 -- forget_tasks: remove tasks from the queue or from active, and end cancelled tasks.
 
--- Delete the entries of ids in a hash. Errors are ignored: no task depends on these entries.
+-- Delete the entries of ids in a hash. Errors are ignored, since no task depends on these entries.
 local function delete_fields(beside_key, ids)
   redis.pcall('HDEL', beside_key, unpack(ids))
 end
@@ -66,8 +66,8 @@ local function release_leases(ids, keep_progress)
   end
 end
 
--- Allow these ids to be enqueued again at once, since an operator or client removed these tasks on
--- purpose.
+-- Allow these ids to be enqueued again immediately, since an operator or client removed these tasks
+-- on purpose.
 local function forget_recent_ids(ids)
   if #ids > 0 and redis.call('EXISTS', KEYS.recent) == 1 then
     redis.pcall('ZREM', KEYS.recent, unpack(ids))
@@ -81,8 +81,8 @@ local function check_end_cancelled()
   check_set(KEYS.completed)
 end
 
--- End cancelled tasks: those with a retention go to completed, and the others leave the queue. The
--- `cancels` hash has the retention. The caller has already removed the ids from their state.
+-- End cancelled tasks. Those with a retention go to `completed`, and the others leave the queue.
+-- The `cancels` hash has the retention. The caller has already removed the ids from their state.
 local function end_cancelled(now, ids)
   local gone = {}
   for _, id in ipairs(ids) do

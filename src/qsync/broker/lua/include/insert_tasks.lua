@@ -1,4 +1,4 @@
--- insert_tasks: put new tasks into the queue; the scripts enqueue and tick use this.
+-- insert_tasks: put new tasks into the queue, for enqueues and for the ticks of schedules.
 
 -- Read tasks from `args`, from position `first` on. With a stride of 2, each task has an id and a
 -- message. With a stride of 3, it also has options, which are empty or msgpack [due, fairness key,

@@ -1,29 +1,29 @@
 -- lease_pending: lease the first pending tasks to a server.
 
--- Number of ids that are read at once.
+-- Number of ids that one command reads.
 local CHUNK = 50
 
--- Return `count` ids of pending from `position` on, plus the next one, if any, which shows that
+-- Return `count` ids of `pending` from `position` on, plus the next one, if any, which shows that
 -- more ids are left. `count` is capped at `most`, which defaults to CHUNK.
 local function read_pending(position, count, most)
   return redis.call('ZRANGE', KEYS.pending, position, position + math.min(count, most or CHUNK))
 end
 
 -- flow:
--- Limits for parking: a fetch parks pending tasks that may not start, i.e. moves them into limited.
--- It parks at most `most` tasks. Once it has parked at least half of the tasks that it has read,
--- many more in a row may be of a paused type. Then it reads `chunk` ids, or `bytes` of messages, at
--- once.
+-- Limits for parking. A fetch parks pending tasks that may not start, which means that it moves
+-- them into `limited`. It parks at most `most` tasks. Once it has parked at least half of the tasks
+-- that it has read, it reads larger parts, because many of the next tasks may also be of a paused
+-- type. A larger part has at most `chunk` ids and at most about `bytes` of messages.
 local parking = { most = 300, chunk = 250, bytes = 4000000 }
 
 -- Read the first `wanted` tasks that may start, up to `max_bytes` of messages; `head` is the result
 -- of read_pending at position 0. A task with limits is taken if none of them refuses it and `free`
 -- is above 0. A task that a limit refuses, or whose type is paused, is collected for park_pending.
--- A task for which there is no free slot stays in pending. At most `parking.most` tasks are parked,
--- and at most `limit` tasks that stay are skipped. Returns: ids; messages; ids without a message
--- (normally none); whether tasks are left; ids to park; the limit that refused each of these, by
--- id; and a number. The number is 1 if no task stayed, 2 if all remaining tasks did, and 3 if only
--- some did.
+-- A task for which there is no free slot stays in `pending`. At most `parking.most` tasks are
+-- parked, and at most `limit` tasks that stay are skipped. Returns: ids; messages; ids without a
+-- message (normally none); whether tasks are left; ids to park; the limit that refused each of
+-- these, by id; and a number. The number is 1 if no task stayed, 2 if all remaining tasks did, and
+-- 3 if only some did.
 local function take_pending(head, wanted, max_bytes, limit, free)
   local ids, messages, lost, parked, refused = {}, {}, {}, {}, {}
   local taken, bytes, position, chunk, stayed, surplus, read = 0, 0, 0, head, 0, false, 0
@@ -105,8 +105,8 @@ local function take_pending(head, wanted, max_bytes, limit)
 end
 -- end flow
 
--- Lease tasks. If one of the writes would fail, nothing is written: the permissions are checked
--- first, and the keys have been read before, so their types are correct.
+-- Lease tasks. If one of the writes would fail, nothing is written, because the permissions are
+-- checked first. The types of the keys are correct, because the script has already read the keys.
 local function write_leases(ids, token, expiry)
   check_rights(KEYS.active, #ids > 16 and { 'ZADD', 'ZREM', 'HDEL' } or { 'ZADD', 'ZREM' })
   local leases, owners = {}, {}

@@ -1,12 +1,13 @@
--- limit_states: the rules of limits, and how much of each limit is in use. A rule is `<concurrency>
--- <rate> <per us> <burst>`, where 0 means none. The record of an operator's rule also states when
--- it was set and by whom. A state is `<in use> <ready> <tat us> <closed until us>`. `in use` counts
--- the active tasks that hold the limit, and `ready` the pending ones. Rates use GCRA; `tat` is its
+-- limit_states: read and write the rules of limits, and how much of each limit is in use. A rule is
+-- `<concurrency> <rate> <per us> <burst>`, where 0 means none. The record of an operator's rule
+-- also states when it was set and by whom. A state is
+-- `<in use> <ready> <tat us> <closed until us>`. In a state, `in use` counts the active tasks that
+-- hold the limit, and `ready` counts the pending tasks that hold it. Rates use GCRA; `tat` is its
 -- theoretical arrival time. While tasks wait for the limit, a zero byte and the first of these
--- tasks follow, in the format of include/waiter_entries.lua. If `waiters` has more of them, ` +`
+-- tasks follow, in the format of include/waiter_entries.lua. If `waiters` lists further tasks, ` +`
 -- precedes the zero byte. States are read once per script, changed here, and written by
--- save_limits. Functions that run for each task use numeric loops: `ipairs` costs a function call
--- for each element.
+-- save_limits. Functions that run for each task use numeric loops, because `ipairs` costs a
+-- function call for each element.
 
 local limits_now, limits_used = 0, false
 local limit_states, touched_limits, held_limits = {}, {}, {}
@@ -66,12 +67,12 @@ local fixed_rules = {
   no_slots = { slots = 0, interval = 0, tolerance = 0, lateness = 0 },
 }
 
--- Caches of rules and of the counts in states, by their text: many limits have the same rule, and
--- many states without a time are alike. `texts` has the texts of such states. `by_field` has stored
--- rules by field of limit_rules. `by_name` has the rules of names, which many limits share: the
--- operator's, or else the program's. `all_fields` tells whether all fields were read, and
--- `own_rules` whether a single limit may have a rule of its own. `late` has, by limit, the delay
--- with which this script opens it, in us.
+-- Caches of parsed rules and of parsed counts, by their text, since many limits share a rule, and
+-- many states without a time have the same text. `texts` has the texts of such states. `by_field`
+-- has stored rules by field of limit_rules. `by_name` has the rules of names, which many limits
+-- share: the operator's, or else the program's. `all_fields` tells whether all fields were read,
+-- and `own_rules` whether a single limit may have a rule of its own. `late` has, by limit, the
+-- delay with which this script opens it, in us.
 local known = {
   rules = {}, counts = { [false] = { 0, 0, 0, 0 } }, texts = {}, by_field = {}, by_name = {}, late = {},
   all_fields = false, own_rules = true,
@@ -131,7 +132,8 @@ local function new_limit_state(text, rule)
   return state
 end
 
--- Read all rules with one scan, if the store returns them at once, as it does with a small hash.
+-- Read all rules with one scan, if the store returns them in one reply, as it does for a small
+-- hash.
 local function scan_rules()
   local part = redis.call('HSCAN', KEYS.limit_rules, '0', 'COUNT', 10)
   if part[1] ~= '0' then
@@ -233,8 +235,8 @@ local function touch_limit(limit)
   return state
 end
 
--- Return the time from which the rate lets one more task start, in addition to the ready ones; 0:
--- at any time.
+-- Return the time from which the rate lets one more task start, in addition to the ready tasks; 0
+-- means at any time.
 local function limit_opens_at(state)
   local rule = state.rule
   if rule.interval == 0 then
@@ -324,11 +326,11 @@ local function subtract_held(ids, field)
   end
 end
 
--- Give the starts of active tasks that never began back to the rates of their limits; `leased_at`
--- has the times of their leases. The tasks' slots are released separately. The starts that a limit
--- has regained since the oldest of these leases are not given back: other tasks may have used them,
--- and without the leases the limit could have been full since then. So no window has more starts
--- than the rate and the burst allow.
+-- For active tasks that never began, give the starts back to the rates of their limits; `leased_at`
+-- has the times of their leases. The tasks' slots are released separately. A limit may have
+-- regained starts since the oldest of these leases. These are not given back, because other tasks
+-- may have used them, and because the limit could have been full since then without the leases. So
+-- no window has more starts than the rate and the burst allow.
 local function refund_starts(ids, leased_at)
   if not limits_used then
     return

@@ -1,13 +1,13 @@
 -- limit_waiters: tasks that wait for a limit: which tasks begin to wait, and which waiters become
 -- pending. include/waiter_entries.lua describes the format of `waiters`.
 
--- Numbers of waiters: how many the script may still move, how many of these may wait for the limit
--- of a type, and how many it has moved into pending. A limit with more waiters gets an opening that
--- is due now. The number for types is smaller, because a million tasks may be waiting when a type
--- is resumed, and many scripts in a row would each move the maximum.
+-- Numbers of waiters: how many the script may still move, how many of these may be waiters of a
+-- paused type, and how many the script has moved into `pending`. A limit with more waiters gets an
+-- opening that is due now. The number for types is smaller, because a million tasks may be waiting
+-- when a type is resumed, and many scripts in a row then move the maximum.
 local moves = { left = 500, left_of_types = 150, opened = 0 }
 
--- Put tasks into limited. `args` alternates tags and ids, `limits` has the limit for which each
+-- Put tasks into `limited`. `args` alternates tags and ids, `limits` has the limit for which each
 -- task waits, and `held` has, by id, the limits that each task will hold when it runs.
 local function put_limited(args, limits, held)
   local entries, shared = {}, shared_tags(args)
@@ -68,8 +68,8 @@ end
 
 -- Write fields of a hash of limits; `args` alternates fields and values. The store keeps a hash of
 -- up to 512 short values as a list, which every lookup scans. Therefore a long value is written
--- first, which turns the list into a hash table until the key is deleted. The field of that value
--- is the empty name, which no limit and no task has.
+-- first, which turns the list into a hash table until the key is deleted. The long value's field
+-- has an empty name, which no limit and no task has.
 local function write_fields(hash_key, args)
   if #args > 32 then
     redis.call('HSET', hash_key, '', string.rep('x', 65), unpack(args))
@@ -79,9 +79,9 @@ local function write_fields(hash_key, args)
   end
 end
 
--- Put tasks into pending, or into limited if one of their limits refuses them. `args` alternates
--- tags and ids. `new_holds` has, by id, the limits of tasks that hold none yet, and `refused` has
--- the limits of paused types. Returns the number of tasks that went into pending.
+-- Put tasks into `pending`, or into `limited` if one of their limits refuses them. `args`
+-- alternates tags and ids. `new_holds` has, by id, the limits of tasks that hold none yet, and
+-- `refused` has the limits of paused types. Returns the number of tasks that went into `pending`.
 local function admit_tasks(args, new_holds, refused)
   local pending, limited, refusing, parked, holds, held = {}, {}, {}, {}, {}, {}
   for i = 1, #args, 2 do
@@ -126,7 +126,7 @@ local function refused_by_type(bodies)
   return refused
 end
 
--- Put new tasks into pending or limited. `new_holds` has, by id, the limits of tasks that have
+-- Put new tasks into `pending` or `limited`. `new_holds` has, by id, the limits of tasks that have
 -- limits, and `bodies` alternates ids and messages. Returns the number of tasks that went into
 -- pending.
 local function admit_new_tasks(args, new_holds, bodies)
@@ -144,8 +144,8 @@ local function admit_new_tasks(args, new_holds, bodies)
   return admit_tasks(args, new_holds, refused_by_type(bodies))
 end
 
--- Put tasks, whose limits are already in holds, into pending or limited; `args` alternates tags and
--- ids.
+-- Put tasks into `pending` or `limited`; `args` alternates tags and ids. The limits of the tasks
+-- must already be in `holds`.
 local function add_pending(args)
   if not limits_used then
     redis.call('ZADD', KEYS.pending, unpack(args))
@@ -159,7 +159,7 @@ local function add_pending(args)
   return admit_tasks(args)
 end
 
--- Move pending tasks into limited, each under the limit that `refused` has for its id.
+-- Move pending tasks into `limited`, each under the limit that `refused` has for its id.
 local function park_pending(ids, refused)
   local limited, limits = {}, {}
   for i, tag in ipairs(redis.call('ZMSCORE', KEYS.pending, unpack(ids))) do
@@ -198,7 +198,7 @@ local function remove_waiters(ids)
   end
 end
 
--- Append the first waiters for the limit of a type to `limits`, `ids` and `entries`. Returns their
+-- Append the first waiters for a type's limit to `limits`, `ids` and `entries`. Returns their
 -- number.
 local function first_of_type(limit, room, limits, ids, entries)
   local state, count = limit_states[limit], #limits
@@ -240,8 +240,8 @@ local function first_waiters(from)
   return limits, ids, entries, any_several or next(entries) ~= nil, place
 end
 
--- Move the waiters that first_waiters returned: into pending, or under another of their limits that
--- is not open. An item without a limited task is removed. Messages are read only if one of the
+-- Move the waiters that first_waiters returned into `pending`, or under another of their limits
+-- that is not open. An item without a limited task is removed. Messages are read only if one of the
 -- waiters may have to wait for another limit. Returns whether one of the limits may let more
 -- waiters start.
 local function move_waiters(limits, ids, entries, any_several)
@@ -306,7 +306,7 @@ local function move_waiters(limits, ids, entries, any_several)
   return again
 end
 
--- Move waiters for touched limits into pending while these limits are open. Returns how many
+-- Move waiters for touched limits into `pending` while these limits are open. Returns how many
 -- waiters moved.
 local function open_waiters()
   if not limits_used then

@@ -15,8 +15,8 @@ local function stored_bytes(ids)
   return bytes
 end
 
--- Add to the size. A value that is not a number is replaced: an error would end the script between
--- its writes. An audit later finds the wrong number.
+-- Add to the size. A value that is not a number is replaced, because an error would end the script
+-- between its writes. An audit later finds the wrong number.
 local function add_bytes(amount)
   local answer = redis.pcall('HINCRBY', KEYS.meta, 'bytes', string.format('%.0f', amount))
   if type(answer) == 'table' and answer.err then

@@ -61,8 +61,8 @@ end
 local function limits_of_message(message)
   local known, options = pcall(options_of_message, message)
   local limits = known and type(options) == 'table' and options.lm
-  -- Ignore a list of invalid values: it would fail every script that reads it and so stop the whole
-  -- queue. No client writes such a list.
+  -- Ignore a list of invalid values. Otherwise, every script that reads the list would fail, which
+  -- would stop the whole queue. qsync's clients never write such a list.
   for i, limit in pairs(type(limits) == 'table' and limits or {}) do
     if not (type(i) == 'number' and i >= 1 and i <= 4 and type(limit) == 'string'
       and #limit > 0 and not is_type_limit(limit) and not string.find(limit, '\0', 1, true)) then

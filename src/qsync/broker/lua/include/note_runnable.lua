@@ -21,7 +21,8 @@ local function note_runnable(now, ids)
   note_since(args)
 end
 
--- Delete the times of tasks that are kept after they end; their progress, in the same hash, stays.
+-- Delete the stored times of tasks that have ended but are kept. The same hash may hold a task's
+-- progress instead; progress is not deleted.
 local function forget_since(ids)
   local gone = {}
   for i, text in ipairs(read_since(ids)) do

@@ -4,8 +4,8 @@
 -- leaves.
 local OPENED_MOST = 10000
 
--- Give each limit with waiters an opening that is due now, from the limit `from` on, in byte order.
--- Returns whether there are such limits.
+-- Give each limit with waiters an opening that is due now. Visit the limits in byte order and start
+-- at the limit `from`. Returns whether there are such limits.
 local function open_limits(now, from, to)
   local any = false
   for _ = 1, OPENED_MOST do

@@ -1,4 +1,4 @@
--- page_position: the rank that a score and a member have, or would have, in a sorted set.
+-- page_position: find the rank that a score and a member have, or would have, in a sorted set.
 
 -- Return whether a text sorts before another one by bytes, as the store sorts members with equal
 -- scores. (`<` uses the store's locale.)

@@ -21,8 +21,8 @@ local function check_set(set_key)
   redis.call('ZSCORE', set_key, '')
 end
 
--- Fail before tasks change their state if one of the necessary writes would fail. Pending must have
--- been read before.
+-- Fail before tasks change their state if one of the necessary writes would fail. The script must
+-- have read `pending` before.
 local function check_transitions()
   check_hash(KEYS.owner)
   check_rights(KEYS.tasks, { 'ZREM', 'ZADD', 'HSET', 'HGET', 'HDEL', 'ZCARD' })

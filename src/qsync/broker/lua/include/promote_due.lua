@@ -1,4 +1,4 @@
--- promote_due: move due tasks from scheduled and retry to pending.
+-- promote_due: move due tasks from `scheduled` and `retry` to `pending`.
 
 -- Returns the earliest due time of the tasks that were not moved, whether more tasks are due now,
 -- and whether any were moved.

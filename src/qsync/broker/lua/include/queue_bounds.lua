@@ -1,6 +1,7 @@
--- queue_bounds: how many tasks may wait in a queue, and how many bytes all its messages may take.
--- meta holds the bounds of the program (`bounds`) and those of an operator (`!bounds`, which have
--- precedence). While a bound needs it, meta also holds `bytes`, the size of all messages.
+-- queue_bounds: apply the bounds on the number of waiting tasks and on the size of all messages.
+-- The hash `meta` holds the bounds of the program (`bounds`) and those of an operator (`!bounds`,
+-- which have precedence). While a bound needs it, meta also holds `bytes`, the size of all
+-- messages.
 
 -- flow:
 -- Maximum number of tasks that one call drops to make room.
@@ -16,7 +17,7 @@ local function read_bounds(program, operator)
   return tonumber(tasks) or math.huge, tonumber(bytes) or math.huge, way
 end
 
--- Return the number of tasks that wait: for a server, a limit, their due time or a retry.
+-- Return the number of tasks that wait for a server, a limit, their due time or a retry.
 local function count_waiting()
   local count = 0
   for _, set_key in ipairs({ KEYS.pending, KEYS.limited, KEYS.scheduled, KEYS.retry }) do
@@ -116,9 +117,9 @@ local function drop(now, set_key, ids)
 end
 
 -- Drop the oldest waiting tasks until `over.tasks` tasks and `over.bytes` bytes are gone; return
--- whether that was possible. If it was not possible, nothing is dropped. If the bound was lowered
--- and the queue is far above it, this call only has to make the queue smaller; it adds `created`
--- tasks of `new_bytes` bytes.
+-- whether that was possible. If not enough tasks can be dropped, nothing is dropped. If the bound
+-- was lowered and the queue is far above it, this call only has to make the queue smaller; it adds
+-- `created` tasks of `new_bytes` bytes.
 local function drop_oldest(now, over, created, new_bytes)
   check_hash(KEYS.tasks)
   check_rights(KEYS.tasks, { 'ZREM', 'HDEL', 'HMGET', 'EXISTS', 'HINCRBY' })
@@ -143,7 +144,7 @@ local function drop_oldest(now, over, created, new_bytes)
   return true
 end
 
--- Make sure that new tasks fit: drop older tasks, or fail the call, before anything is written.
+-- Make sure that new tasks fit. Drop older tasks or fail the call before anything is written.
 -- `bodies` alternates the ids and messages of the new tasks; `tasks` has all tasks of the call, as
 -- read_tasks returns them.
 local function make_room(now, tasks, bodies, created)

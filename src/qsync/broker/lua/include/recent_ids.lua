@@ -2,8 +2,8 @@
 -- refused, even if the task has left the queue. So a caller that received no reply can safely
 -- repeat the call.
 
--- Return how long each id is remembered, by the task's place in the batch; only for tasks that have
--- such a time.
+-- Return how long the id of each task is remembered, by the task's place in the batch. Tasks whose
+-- id is not remembered are left out.
 local function remembered_times(tasks)
   local times = {}
   for i, option in pairs(tasks.options) do
@@ -29,7 +29,8 @@ local function recent_places(now, tasks, times)
   return recent
 end
 
--- Remember the ids at these places, except for refused tasks, which `others` lists.
+-- Remember the ids of the tasks in a call, for the time that `times` has for each task's place. The
+-- refused tasks, which `others` lists, are left out.
 local function remember(now, tasks, times, others)
   for at = 1, #others, 3 do
     -- flow:

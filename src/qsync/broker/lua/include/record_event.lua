@@ -1,4 +1,4 @@
--- record_event: the record of operators' actions. No task depends on the record, so a command that
+-- record_event: record the actions of operators. No task depends on the record, so a command that
 -- fails, e.g. without permission, is ignored.
 
 -- Return the id and the fields of a recent entry with this key and record; nil if there is none.
@@ -24,8 +24,8 @@ end
 
 -- Record an action that changed `number` things (0: none). `event` is empty, or `+` or `-`, a key
 -- of 8 bytes, and a record that is opaque to the scripts. A repeated call with `-` is recorded
--- once; calls with `+` and the same key are steps of one action, whose numbers are added. `ids` are
--- the ids of the tasks; they are kept only while all of them fit.
+-- once; calls with `+` and the same key are steps of one action, and their numbers are added up.
+-- `ids` are the ids of the tasks; they are kept only while all of them fit.
 -- Returns the number for the reply: `number`, or, for a repeated call with `-`, the number of the
 -- first call.
 local function record_event(now, event, number, ids)

@@ -8,7 +8,7 @@ end
 
 -- Update the crash counts; append ids that reach the limit to `died`, the other ids to `back`. A
 -- task's first crash always counts. Later crashes count only if the task was marked as running. If
--- it ran alongside other suspects, the first SPARED_MOST crashes do not count.
+-- the task ran together with other suspects, its first SPARED_MOST crashes do not count.
 -- Returns the number of crashes that counted.
 local function count_crashes(ids, max_crashes, died, back)
   if #ids == 0 then
@@ -62,10 +62,10 @@ local function bury_lost(now, ids)
   make_dead(now, ids)
 end
 
--- Put tasks of other servers back at the head of pending; make them dead if they crashed too often,
--- and end those with a cancel request. The caller's own tasks are only returned, since the caller
--- may still run them. Returns three lists of ids: own, back, died. The flow variant also returns
--- whether successors of tasks were put into scheduled.
+-- Put tasks of other servers back at the head of `pending`; make tasks dead if they crashed too
+-- often, and end tasks that have a cancel request. The caller's own tasks are only returned, since
+-- the caller may still run them. Returns three lists of ids: own, back, died. The flow variant also
+-- returns whether successors of tasks were put into `scheduled`.
 local function recover_expired(now, server, max_crashes, lapsed)
   local own, cancelled, died, back, strange = {}, {}, {}, {}, {}
   if #lapsed == 0 then

@@ -1,9 +1,9 @@
--- replace_holder: give the holder of a unique lock the payload, the options and the due time of a
--- later task. A waiting holder is changed in place. If the holder is active, the later task is kept
--- in `successors`; however the attempt ends, the holder then starts again with that task
--- (include/start_successors.lua). So the last payload always runs, and no two payloads run at the
--- same time. The message keeps the enqueue time of the first call whose payload has not run; the
--- maximum delay of a debounce counts from that time.
+-- replace_holder: replace the payload, the options and the due time of the task that holds a unique
+-- lock with those of a later task. A waiting holder is changed in place. If the holder is active,
+-- the later task is kept in `successors`; however the attempt ends, the holder then starts again
+-- with that task (include/start_successors.lua). So the last payload always runs, and no two
+-- payloads run at the same time. The message keeps the enqueue time of the first call whose payload
+-- has not run; the maximum delay of a debounce counts from that time.
 
 -- Fail before the first write if a replacement would fail.
 local function check_replacements()

@@ -1,4 +1,4 @@
--- replay_fetch: the reply to a repeated fetch: the tasks that its token still owns.
+-- replay_fetch: answer a repeated fetch with the tasks that its token still owns.
 
 -- `batch` is the text of the ids that the first call leased.
 local function replay_fetch(batch, token)

@@ -2,7 +2,8 @@
 -- due time in its records. The progress hash holds this time as @<us> until the handler reports
 -- progress. No decision depends on the time, so errors from the store are ignored.
 
--- Return the stored values of ids, which may be progress; empty if the hash does not exist.
+-- Return the values stored for ids: times, or progress. Return an empty table if the hash does not
+-- exist.
 local function read_since(ids)
   if #ids == 0 or redis.call('EXISTS', KEYS.progress) == 0 then
     return {}

@@ -1,4 +1,4 @@
--- schedule_due: put tasks into scheduled or retry.
+-- schedule_due: put tasks into `scheduled` or `retry`.
 
 -- Add ids to a set; `args` alternates due times and ids. If one of these ids now has the earliest
 -- due time, wake a server, since servers sleep until the earliest due time that they have seen.

@@ -1,4 +1,4 @@
--- successors: the record of the next run of an active task that was replaced:
+-- successors: write and read the next runs of active tasks that were replaced. A record is
 -- `<due us> <length of the member> <member><message>`.
 
 local function successor_record(due, member, message)

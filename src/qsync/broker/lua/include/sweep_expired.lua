@@ -56,8 +56,8 @@ end
 
 -- Scan a part of a hash and delete the entries for which `is_over(field, value)` is true. Hashes
 -- are not ordered by age, so each call continues where the last one stopped. Returns the next
--- cursor, whether to continue at once, and the number of deleted entries. The scan continues at
--- once if it has not ended and an eighth or more of this part was deleted.
+-- cursor, whether the next call should continue without a pause, and the number of deleted entries.
+-- It should if the scan has not ended and an eighth or more of this part was deleted.
 local function sweep_part(hash_key, cursor, size, is_over)
   local reply = redis.pcall('HSCAN', hash_key, to_text(parse_int(cursor, 0)), 'COUNT', size)
   if reply.err then
@@ -127,10 +127,11 @@ local function sweep_days(now, swept)
 end
 
 -- Delete expired entries from the hashes, at most once per second unless there was more to delete.
--- The last fetch of a server is kept for an hour, and the last enqueue of a sender for ten minutes;
--- neither is retried for that long. `swept` is the time in meta; `trimming` tells whether there are
--- more dead tasks to delete, and `busy` whether this call fetched tasks. If it fetched none and no
--- entry has expired, nothing is written. Returns whether there is more to delete.
+-- The record of a server's last fetch is kept for an hour, and that of a sender's last enqueue for
+-- ten minutes. No call is retried for that long. `swept` is the time in meta; `trimming` tells
+-- whether there are more dead tasks to delete, and `busy` whether this call fetched tasks. If it
+-- fetched none and no entry has expired, nothing is written. Returns whether there is more to
+-- delete.
 local function sweep_hashes(now, size, swept, trimming, busy)
   if not trimming and math.abs(now - parse_int(swept, 0)) < 1000000 then
     return false

@@ -1,10 +1,11 @@
--- waiter_entries: where the tasks that wait for a limit are listed. The state of the limit lists
--- the first of them, and `waiters` lists the others. Each limited task is listed once, under the
--- first of its limits that refused it, or under `@<type>` while its type is paused. An item is the
--- order tag as 8 bytes, a zero byte if the task has several limits, and the id. An entry of
--- `waiters` is the limit, a zero byte and an item; all scores are 0, so entries are ordered by
--- bytes. An entry has no id if no other limited task has the same tag, since `limited` then gives
--- the id. A limit with waiters in its state also has an entry without an item, its marker.
+-- waiter_entries: read and write the lists of tasks that wait for a limit. The state of the limit
+-- lists the first of these tasks, and `waiters` lists the others. Each limited task is listed once,
+-- under the first of its limits that refused it, or under `@<type>` while its type is paused. An
+-- item is the order tag as 8 bytes, a zero byte if the task has several limits, and the id. An
+-- entry of `waiters` is the limit, a zero byte and an item; all scores are 0, so entries are
+-- ordered by bytes. An entry has no id if no other limited task has the same tag, since `limited`
+-- then gives the id. A limit with waiters in its state also has an entry without an item, its
+-- marker.
 
 -- Functions on items. `most` is the maximum number of items in the state of a limit, and `refill`
 -- is the number that is moved there when none is left.
@@ -241,8 +242,8 @@ local function refill(limit, state)
   end
 end
 
--- Remove a task's item from the state of a limit. Returns the item; nil if the state did not have
--- it.
+-- Remove a task's item from the state of a limit. Returns the item, or nil if the state does not
+-- have it.
 local function remove_item(limit, state, id)
   local items, at = state.items, state.from
   while at <= #items do

@@ -3,8 +3,8 @@
 -- command, the work is only delayed, since servers check the queue regularly.
 
 -- Send a message to the idle server that has waited longest, and remove this server from the set.
--- If it does not receive the message, try the next one. Returns false if there is no idle server or
--- the user may not publish.
+-- If the server does not receive the message, try the next server. Returns false if there is no
+-- idle server or the user may not publish.
 local function message_idle_server()
   while true do
     local first = redis.pcall('ZRANGE', KEYS.idle, 0, 0)
