@@ -141,5 +141,5 @@ def retry_delay(policy: RetryPolicy, attempt: int, error: Exception) -> float:
     ):
         return float(seconds)
     shown = repr(answer) if isinstance(answer, float | timedelta) else type(answer).__name__
-    log.warning("retry_delay returned %s, which is not 0 s to 100 years; using the default", shown)
+    log.warning("retry_delay returned %s, not 0 s to 100 years; using the default delay", shown)
     return default_delay(attempt)

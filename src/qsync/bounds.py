@@ -75,7 +75,7 @@ def bytes_phrase(number: int) -> Phrase:
 
 
 _NOTES: Final = {
-    # (is full, drops the oldest tasks)
+    # (the queue is full, an enqueue into a full queue drops the oldest tasks)
     (True, True): phrase(
         "full: %(used)s (%(bound)s); an enqueue into a full queue drops the oldest tasks"
     ),

@@ -142,7 +142,7 @@ class BulkEnqueue(Generic[T]):
         *,
         calls: int,
     ) -> Iterator[RoundTrip]:
-        """Yield the round trips for tasks of a queue, each of at most `calls` calls.
+        """Yield the round trips for tasks of a queue, each with at most `calls` calls.
 
         A round trip carries at most BATCH_BYTES. The next round trip may be taken while the
         previous one is in flight; taking it also creates the handles of the tasks whose replies

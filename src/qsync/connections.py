@@ -346,8 +346,8 @@ def _checked_patience(value: Any) -> float:
 class LoopClient:
     """A client that is closed when its event loop shuts down.
 
-    An event loop has only one hook for its end: it closes asynchronous generators that are
-    unfinished. This class therefore starts a generator whose `finally` closes the client.
+    An event loop has only one hook for its end, which is that it closes unfinished asynchronous
+    generators. This class therefore starts a generator whose `finally` closes the client.
     """
 
     def __init__(

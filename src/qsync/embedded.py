@@ -14,8 +14,8 @@ guardian.lock   The guardian holds it. The guardian runs in a separate session, 
 valkey.lock     Valkey inherits it from the guardian, so that no two Valkeys write the same data,
                 even when a guardian was killed.
 
-A child created by `os.fork` shares the lock of its parent: the store runs until both have ended. A
-child that is started in another way, e.g. with `subprocess`, does not share the lock.
+A child created by `os.fork` shares the lock of its parent, so the store runs until both have ended.
+A child that is started in another way, e.g. with `subprocess`, does not share the lock.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ class Embedded:
 
     def _release(self) -> None:
         if self._users is not None:
-            # No LOCK_UN: it would release the lock for a parent or child as well.
+            # Do not unlock with LOCK_UN, which would also release the lock of a parent or child
+            # process.
             os.close(self._users)
         self._users = self._socket = None
 
@@ -213,8 +214,8 @@ def valkey_environment() -> dict[str, str]:
 
     The wheel's Valkey uses the malloc of the C library. By default, this malloc keeps few freed
     chunks for reuse, and allocates chunks that are scattered over a large heap, which causes CPU
-    cache misses. Huge pages stay off: with them, the store pauses for about 5 ms each time it needs
-    another huge page.
+    cache misses. Huge pages stay off, because with them, the store pauses for about 5 ms each time
+    it needs another huge page.
     """
     return {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=20000", **os.environ}
 

@@ -84,7 +84,8 @@ class Batcher(Generic[T, U]):
         """Timer for the oldest caller; one timer serves all callers."""
         self._sender: asyncio.Task[None] | None = None
         self._is_solo = False
-        """Whether a caller that found the batcher idle is sending its item or gathering others."""
+        """Whether a caller that found the batcher idle is sending its item or collecting more
+        items."""
         self._was_alone = False
         """Whether the last caller that found the batcher idle remained the only caller."""
         self._solo_ended: asyncio.Event | None = None

@@ -78,7 +78,8 @@ def _refused(
     sizes: Sequence[int],
     full: QueueFull,
 ) -> list[int]:
-    """Return the tasks to refuse because the store refused the task `alone`, sent by itself.
+    """Return the tasks to refuse after the store refused the task `alone`, which was sent by
+    itself.
 
     A task with a lock or a chosen id is still tried, since it may be a duplicate, which needs no
     space in the queue.

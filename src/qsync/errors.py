@@ -233,7 +233,8 @@ def _seconds(delay: float | timedelta) -> float:
 
 @contextlib.contextmanager
 def at_definition() -> Iterator[None]:
-    """Turn InvalidTask into ConfigError: a mistake at definition time is a fault of the program."""
+    """Turn InvalidTask into ConfigError, because a mistake at definition time is a fault of the
+    program."""
     try:
         yield
     except InvalidTask as error:

@@ -116,7 +116,7 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
         Raises:
 
         InvalidTask       the task has no `retention`, so its result is not kept, and the task is
-                          not dead; raised at once
+                          not dead; raised immediately
         ResultTimeout     the task did not end within `timeout`, which does not stop the task
         TaskFailed        the task is dead, e.g. because its result was over the size limit; the
                           message is its last error
@@ -137,7 +137,7 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
     def cancel(self) -> bool:
         """Cancel the task; return False when it is completed, dead or not in the queue.
 
-        A waiting task ends at once. If the task is running, its server is asked to stop the
+        A waiting task ends immediately. If the task is running, its server is asked to stop the
         handler; the task ends when the handler does, and does not run again.
         """
         return self._queries.cancel(self.id, self.queue, self._retention_us)
@@ -195,7 +195,7 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
         Raises:
 
         InvalidTask       the task has no `retention`, so its result is not kept, and the task is
-                          not dead; raised at once
+                          not dead; raised immediately
         ResultTimeout     the task did not end within `timeout`, which does not stop the task
         TaskFailed        the task is dead, e.g. because its result was over the size limit; the
                           message is its last error
@@ -216,7 +216,7 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
     async def cancel(self) -> bool:
         """Cancel the task; return False when it is completed, dead or not in the queue.
 
-        A waiting task ends at once. If the task is running, its server is asked to stop the
+        A waiting task ends immediately. If the task is running, its server is asked to stop the
         handler; the task ends when the handler does, and does not run again.
         """
         return await self._queries.cancel(self.id, self.queue, self._retention_us)

@@ -42,7 +42,7 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
         "hash",
         "id -> crash count, <n>[~<m>][<sign>], as described in docs/design/data-model.md",
     ),
-    "failures": ("hash", "id -> failure record, which scripts do not decode"),
+    "failures": ("hash", "id -> failure record, of which scripts read only the time and the mark"),
     "results": ("hash", "id -> result record of a completed task"),
     "unique": (
         "hash",
@@ -182,7 +182,8 @@ def server_of_token(token: str) -> str:
 
 
 def holder_of_token(token: str) -> str:
-    """Return the part `<server id>[~<life>]` of a lease token, which is a field of `fetches`."""
+    """Return the part `<server id>[~<life>]` of a lease token; `fetches` has a field with this
+    name."""
     return token.rpartition("/")[0]
 
 
@@ -237,7 +238,7 @@ def queue_keys(prefix: str, queue: str) -> QueueKeys:
 
 @dataclass(frozen=True, slots=True)
 class GlobalKeys:
-    """The key names outside the queues."""
+    """The names of the keys that belong to no queue."""
 
     prefix: str
 

@@ -35,7 +35,7 @@ class LimitRule(msgspec.Struct, frozen=True, kw_only=True):
     """The starts and concurrent runs that a limit allows. `limit_rule` checks a rule.
 
     rate         number of starts per `per_us` microseconds; None means any number
-    burst        number of starts allowed at once after an idle period
+    burst        number of tasks that may start together after an idle period
     concurrency  number of tasks that may run at the same time; None means any number
     """
 
@@ -218,7 +218,10 @@ class LimitTemplates:
         """Names of the limits."""
 
     def fill(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Return the limits for these arguments. Raise InvalidTask if a value is unsuitable."""
+        """Return the limits for these arguments.
+
+        Raise InvalidTask if a value cannot be part of a limit.
+        """
         return [
             "".join(
                 literal + ("" if name is None else _text(template.text, name, arguments))

@@ -67,7 +67,7 @@ Note = Callable[[str, Any], None]
 class Registrations:
     """Registers queues in a thread, which ends when all queues are registered.
 
-    The thread is not a daemon: a program that ends right after an enqueue still registers the
+    The thread is not a daemon, so a program that ends right after an enqueue still registers the
     queue.
     """
 

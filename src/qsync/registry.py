@@ -324,8 +324,8 @@ class Registry:
 
         rate         number of starts per period `per`, on all servers together
         per          the period, in seconds or as a timedelta
-        burst        number of starts allowed at once after an idle period; default: a tenth of
-                     `rate`, at least 1
+        burst        number of tasks that may start together after an idle period; default: a tenth
+                     of `rate`, at least 1
         concurrency  number of tasks, on all servers together, that may run at the same time
         per_queue    if True, tasks of several queues may name the limit, which counts separately in
                      each queue
@@ -383,8 +383,10 @@ class Registry:
         periodic: Periodic,
         arguments: Mapping[str, Any] | None,
     ) -> PeriodicTask:
-        """Return the checked periodic task. Raise ConfigError if it cannot be enqueued at each
-        tick."""
+        """Return the checked periodic task.
+
+        Raise ConfigError if the task cannot be enqueued at each tick.
+        """
         if arguments is not None and not isinstance(arguments, Mapping):
             raise ConfigError(f"arguments: {shorten(arguments)} is not a dict of names to values")
         values = {} if arguments is None else dict(arguments)

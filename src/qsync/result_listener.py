@@ -53,7 +53,8 @@ class _Waits(Placement, Generic[E]):
         self._waiting: dict[str, dict[str, set[E]]] = {}
         """Events of the waiting callers, by channel and task id."""
         self._left: dict[str, float] = {}
-        """Channels without waiting callers, with the monotonic time at which the last one left."""
+        """Channels without waiting callers, with the monotonic time at which the last caller
+        left."""
 
     def _add(self, channel: str, id: str, event: E) -> None:
         listener = self._by_channel.get(channel) or self._place(channel, self._node_of(channel))

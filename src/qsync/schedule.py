@@ -105,8 +105,8 @@ class Cron:
         object.__setattr__(self, "expression", " ".join(fields))
         object.__setattr__(self, "_zone", _time_zone(self.tz))
         object.__setattr__(self, "_interval", any(part.startswith("*") for part in fields[:-3]))
-        # Checking 50 years is enough: which days match depends only on the kind of year (leap year,
-        # first weekday), and all kinds occur in these years.
+        # Checking 50 years is enough, because which days match depends only on the kind of year
+        # (leap year, first weekday), and all kinds occur in these years.
         try:
             first_us = self.next_after(_YEAR_2000_US)
         except StopIteration:  # cronsim found no match
@@ -127,7 +127,7 @@ class Cron:
         wall = self._match_after(here)
         change = self._change_at(here)
         if change and self._interval and utc < change.at and wall >= change.end:
-            wall = self._match_after(change.first - _SECOND)  # the change repeats these readings
+            wall = self._match_after(change.first - _SECOND)  # repeated by the clock change
         while wall.year <= here.year + _YEARS:
             change = self._change_at(wall)
             if change is None:
@@ -160,8 +160,9 @@ class Cron:
 
     # cronsim receives only readings of the local clock, without a time zone. At clock changes,
     # cronsim 2.8 itself returns past times (in the second of two equal hours), drops its rules for
-    # expressions of six fields, and loses ticks when the change is half an hour. Here it always
-    # finds a match: __post_init__ has found one, and every kind of year recurs within 40 years.
+    # expressions of six fields, and loses ticks when the change is half an hour. Here the search
+    # always finds a match, because __post_init__ has found one, and every kind of year recurs
+    # within 40 years.
 
     def _match_after(self, wall: datetime) -> datetime:
         return next(cron_matches(self.expression, wall))
@@ -170,7 +171,8 @@ class Cron:
         return next(cron_matches(self.expression, wall + _SECOND, reverse=True))
 
     def _ticks_at(self, wall: datetime, change: _Change) -> tuple[datetime, ...]:
-        """Return the ticks, in UTC, for a matching reading that the change skips or repeats."""
+        """Return the ticks, in UTC, for a matching reading that the clock change skips or
+        repeats."""
         if change.before < change.after:
             return () if self._interval else (change.at,)
         both = (wall - change.before, wall - change.after)

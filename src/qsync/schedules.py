@@ -163,7 +163,7 @@ class _AnySchedules:
 
 
 class Schedules(_AnySchedules):
-    """The schedules in the store, as `client.schedules`. Every call blocks."""
+    """The schedules in the store, which a client has as `client.schedules`. Every call blocks."""
 
     def put(
         self,
@@ -244,7 +244,7 @@ class Schedules(_AnySchedules):
 
 
 class AsyncSchedules(_AnySchedules):
-    """The schedules in the store, as `client.schedules`."""
+    """The schedules in the store, which a client has as `client.schedules`."""
 
     async def put(
         self,

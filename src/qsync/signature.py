@@ -1,9 +1,9 @@
 """Encodes the arguments of a function as a payload, and decodes them. Without I/O.
 
 The payload is a map of parameter names to values. `*args` becomes a list under the parameter's
-name; each argument in `**kwargs` becomes a key of the map. Defaults are left out: the server uses
-the defaults of its own version of the function. The server checks values against the annotations
-with msgspec, or with pydantic if an annotation contains one of pydantic's types.
+name; each argument in `**kwargs` becomes a key of the map. Defaults are left out, so the server
+uses the defaults of its own version of the function. The server checks values against the
+annotations with msgspec, or with pydantic if an annotation contains one of pydantic's types.
 
 A value either arrives unchanged, including its type, or `bind` rejects it. If a value could change
 on the way, `bind` encodes and decodes it and compares the copy with the original.

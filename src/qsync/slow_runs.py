@@ -69,7 +69,7 @@ class DaySlowest:
         return self._fresh
 
     def forget_fresh(self) -> None:
-        """Empty the list that `fresh` returns, at the end of a minute."""
+        """Forget which runs are fresh; called at the end of each minute."""
         self._fresh = {}
 
 

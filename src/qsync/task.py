@@ -153,7 +153,8 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
 
     def replace(self, **changes: Any) -> Task:
         """Return a copy with some fields changed. Raise InvalidTask if a field is wrong."""
-        # Call the class: msgspec.structs.replace of msgspec 0.19 skips the checks of __post_init__.
+        # Call the class, because msgspec.structs.replace of msgspec 0.19 skips the checks of
+        # __post_init__.
         return type(self)(**{**msgspec.structs.asdict(self), **changes})
 
 
@@ -301,7 +302,7 @@ def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None
     for name, value in headers.items():
         if not isinstance(name, str):
             raise InvalidTask(f"headers: the name {shorten(name)} is not a string")
-        if not isinstance(value, str):  # the value is not shown: it may be a secret
+        if not isinstance(value, str):  # the value is not shown, since it may be a secret
             kind = class_name(value)
             raise InvalidTask(f"headers: the value of {shorten(name)} is {kind}, not a string")
     try:

@@ -114,7 +114,7 @@ class _TaskQueriesBase:
             log.warning("%s", unserved(id, queue, self._prefix))
 
     def _order(self, id: str, queue: str, token: str) -> Call[int]:
-        """Return the call that orders the server that holds the task's lease to stop the task.
+        """Return the call that tells the server with the task's lease to stop the task.
 
         If the order is lost, the server learns of the cancellation when it renews the lease.
         """
@@ -130,8 +130,11 @@ class TaskQueries(_TaskQueriesBase):
         super().__init__(prefix)
         self._broker = broker
         self._listeners: dict[int, Listeners] = {}
-        """Listeners by process id, since a forked child inherits none of the threads, but possibly
-        locks that are held."""
+        """Listeners by process id.
+
+        A forked child needs its own, since it inherits no threads, and the locks that it inherits
+        may be held.
+        """
         self._warned = False
 
     def check_open(self) -> None:

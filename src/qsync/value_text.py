@@ -26,7 +26,7 @@ def shorten(value: object) -> str:
 
 
 def plain_text(value: str) -> str:
-    """Return a string as a plain str: msgpack accepts no subclass of str, such as Markup."""
+    """Return a string as a plain str, since msgpack accepts no subclass of str, such as Markup."""
     return str.__str__(value)
 
 

@@ -423,9 +423,9 @@ class AsyncClient(ClientBase):
         return [reply if reply else duplicate_client_error(keys) for reply in replies]
 
     async def _broker_for(self, wait: Wait, ends: float) -> AsyncBroker:
-        """Return the broker for calls with this durability wait.
+        """Return the broker for calls that wait for this durability.
 
-        Raises ConfigError if the store cannot confirm.
+        Raises ConfigError if the store cannot confirm that a task is durable.
         """
         durability, key = store = self._store(wait)
         broker = self._durable_broker

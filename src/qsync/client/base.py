@@ -1,4 +1,4 @@
-"""The part that `Client` and `AsyncClient` share."""
+"""Base class of `Client` and `AsyncClient`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ far longer than a call, so a round trip with a wait carries more calls.
 
 
 class ClientBase:
-    """The part that `Client` and `AsyncClient` share."""
+    """Base class of `Client` and `AsyncClient`."""
 
     def __init__(
         self,

@@ -74,9 +74,9 @@ class BoundBatch:
 
     limits: BatchLimits
     together: BoundHandler
-    """Call that runs a list of tasks and returns the handler's return value."""
+    """Runs a list of tasks in one call, and returns the handler's return value."""
     alone: BoundHandler
-    """Call that runs one task and returns its result."""
+    """Runs one task, and returns its result."""
 
 
 class Invoker:

@@ -2,8 +2,8 @@
 leases.
 
 The event loop keeps leases with a LeaseKeeper. While a handler may block the loop, each heartbeat
-thread keeps the leases of its node with a ThreadLeaseKeeper. Both use `Renewal` to interpret the
-store's replies.
+thread keeps the leases of its node with a ThreadLeaseKeeper. Both keepers use `Renewal` to
+interpret the store's replies.
 """
 
 from __future__ import annotations

@@ -258,8 +258,10 @@ class _PeriodicQueue:
         return boot_s() + RELEARN_S
 
     def _register(self) -> None:
-        """Register the queue if this is due. Do so in the background, since the set of queues may
-        be on another node."""
+        """Register the queue if a registration is due.
+
+        This happens in the background, since the set of queues may be on another node.
+        """
         queue = self._keys.queue
         if self._registry.due(queue):
             self._registrations.add(queue, registry_ops.register(self._globals, [queue]))
@@ -281,7 +283,7 @@ class _PeriodicQueue:
             # The template is the same on all servers, so that the store can tell that nothing has
             # changed.
             template = template_of(new_task(task, bytes(8), queue=self._keys.queue))
-        except Exception:  # logged at the next tick, instead of every minute here
+        except Exception:  # logged at the next tick, not here every minute
             return entry.name, record_of(entry.periodic, ""), b""
         return entry.name, record_of(entry.periodic, task.type), template
 
@@ -306,8 +308,8 @@ class _PeriodicQueue:
     async def _enqueue(self, due: Sequence[tuple[Entry, int]]) -> None:
         """Enqueue one tick for each entry; if some cannot be enqueued, raise the first error.
 
-        `due` has at most one tick per entry: if it had two, the second could make the store ignore
-        a retry of the first.
+        `due` has at most one tick per entry, because a second tick could make the store ignore a
+        retry of the first.
         """
         for entry, tick_us in due:  # so that a tick is retried unless `_passed` plans the next one
             self._heap.plan(entry, tick_us)

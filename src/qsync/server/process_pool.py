@@ -188,8 +188,8 @@ class ProcessPool:
     async def _prepare(self, process: WorkerProcess, call: HandlerCall) -> None:
         """Import the handler in the process, and then send the call.
 
-        The import continues if the caller is cancelled: otherwise, a handler whose import takes
-        longer than its timeout would never run.
+        The import continues if the caller is cancelled, because otherwise a handler whose import
+        takes longer than its timeout would never run.
         """
         try:
             await process.prepare(call.path)
@@ -295,7 +295,8 @@ class ProcessPool:
         self._retry(recalled)
 
     def _retry(self, calls: list[HandlerCall], cause: BaseException | None = None) -> None:
-        """Requeue calls whose process died before they began; if this happens twice, fail them."""
+        """Requeue calls whose process died before the calls began; if this happens twice, fail the
+        calls."""
         for call in calls:
             if call.tries > 1:
                 error = HandlerError(f"the process died before it could run {call.path}")
@@ -370,7 +371,8 @@ def _outcome(reply: Reply) -> Any:
 def original_of(raised: Raised) -> Exception | None:
     """Return an exception of the raised class, or of a new subclass with the same name and text.
 
-    Return None if this process has none of the exception's classes, or if it is not an Exception.
+    Return None if this process has none of the exception's classes except Exception, or if the
+    exception is not derived from Exception.
     """
     for module, name in raised.classes:
         error_class = _find(module, name)

@@ -120,7 +120,7 @@ def begin(
     these signals: it lets handlers run for a while, and then kills their processes. A thread calls
     `answer` for each byte that arrives at `asks`.
     """
-    # Not SIG_IGN: programs that a handler starts would inherit it.
+    # Not SIG_IGN, which programs that a handler starts would inherit.
     signal.signal(signal.SIGINT, _do_nothing)
     signal.signal(signal.SIGTERM, _do_nothing)
     with contextlib.suppress(OSError):

@@ -92,8 +92,8 @@ class WorkerProcess:
     """A spawned process and the calls sent to it, for one event loop.
 
     Before it begins a call, the process takes a ticket from a second socket. The server can take
-    back the tickets that are left. So it knows for certain which calls have begun, even if the
-    process dies.
+    back the tickets that are left. So the server knows for certain which calls have begun, even if
+    the process dies.
     """
 
     def __init__(
@@ -431,7 +431,10 @@ def _descriptor_of(process: Any) -> int:
 
 @atexit.register
 def _kill_all() -> None:
-    """Kill all processes at exit: multiprocessing would wait for them, but they ignore SIGTERM."""
+    """Kill all processes at exit.
+
+    Otherwise, multiprocessing would wait for them, although they ignore SIGTERM.
+    """
     for process in list(_spawned):
         if process._reaper is None and process._owner == os.getpid():  # not in a forked copy
             process._kill_group()

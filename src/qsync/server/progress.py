@@ -27,7 +27,7 @@ class ProgressReports:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def report(self, leased: LeasedTask, done: float, total: float) -> None:
-        """Record a task's progress, and schedule its storage."""
+        """Record a task's progress, and schedule a call that stores it."""
         leased.progress = (done, total)
         self._loop.call_soon_threadsafe(self._note, leased)
 

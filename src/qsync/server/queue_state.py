@@ -180,7 +180,7 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
         return now_us - round((boot_s() - self.begun_s) * 1_000_000)
 
     def expired(self) -> bool:
-        """Return whether the lease has expired, to this server's knowledge."""
+        """Return whether the lease has expired, as far as this server knows."""
         return boot_s() >= self.expires
 
     def past_deadline(self) -> bool:
@@ -251,11 +251,13 @@ class QueueState:
     )  # fmt: skip
 
     refused: bool
-    """True if the store refused the last settlements: nothing is fetched until it accepts them."""
+    """True if the store refused the last settlements. Nothing is fetched until it accepts them."""
 
     awaits_rules: bool
-    """True until the store has the program's limits and bounds for the queue: nothing is fetched
-    before that."""
+    """True until the store has the program's limits and bounds for the queue.
+
+    Nothing is fetched until then.
+    """
 
     unknown_type_at: float
     """Time at which this server last handed back a task without a handler, by boot_s."""
@@ -320,7 +322,8 @@ class QueueState:
         self.store_now_read_at = 0.0
 
     def store_time_us(self) -> int:
-        """Return an upper bound for the store's time now, in us; 0 before the first fetch."""
+        """Return an upper bound for the store's current time, in microseconds; 0 before the first
+        fetch."""
         if not self.store_now_us:
             return 0
         return self.store_now_us + int((boot_s() - self.store_now_read_at) * 1_000_000)
@@ -328,8 +331,8 @@ class QueueState:
     def ran_at(self, now_us: int, sent: float) -> float:
         """Estimate when the store ran a fetch, by boot_s; the estimate is never too late.
 
-        `now_us` is the store's clock at that time. The previous fetch shows how that clock relates
-        to boot_s.
+        `now_us` is the store's clock at the time of the fetch. The previous fetch shows how that
+        clock relates to boot_s.
         """
         if not self.store_now_us:
             return sent

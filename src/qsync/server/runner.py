@@ -357,7 +357,7 @@ class Runner:
                 leased.queue.keys, [leased.held], together=leased in suspects.together
             )
             [answer] = await self._broker.run(call, patience=None)
-        except Exception as error:  # a store error, or a bug in qsync, and no fault of the task
+        except Exception as error:  # a store error or a bug in qsync; the task is not at fault
             ours = not isinstance(error, QsyncError)
             log.log(
                 logging.ERROR if ours else logging.WARNING,
@@ -448,4 +448,4 @@ class Runner:
         await self._isolation.aclose()
         await self._progress.aclose()
         for settler in self._settlers.values():
-            settler.queue.held.clear()  # break a cycle that the garbage collector cannot see
+            settler.queue.held.clear()  # break a cycle that gc does not track

@@ -366,7 +366,8 @@ class Server:
     def _on_generation(self, queue: QueueState, *, lost: bool) -> None:
         """Publish the rules again, since the store may have lost them.
 
-        `lost` is false at the first fetch: the loss may have occurred since the server's start.
+        `lost` is false at the first fetch, when the store may have lost them since the server
+        started.
         """
         self._queue_rules.publish_again(queue.name)
         if lost:

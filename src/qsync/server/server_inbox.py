@@ -261,7 +261,7 @@ RUNS_RECORDED: Final = 100
 """Maximum number of tasks whose start is in a server's record; these tasks have been running
 longest."""
 
-ELSEWHERE: Final = "The handler runs in another process of this server, which does not answer."
+ELSEWHERE: Final = "The handler runs in another process, which does not answer."
 
 WAITING: Final = "The handler waits for a free thread or process."
 

@@ -46,8 +46,10 @@ log: Final = logging.getLogger("qsync.server")
 NO_ROOM: Final = codec.encode(Result(error="the store had no memory for the result"))
 
 SHORT_RESULT: Final = 64
-"""Maximum size of a result that is stored even if the store is out of memory, in bytes: an error
-record in its place would be as large."""
+"""Maximum size of a result that is stored even if the store is out of memory, in bytes.
+
+An error record in its place would be as large.
+"""
 
 SHORT_ERROR: Final = 64
 """Size to which errors are truncated if the store is out of memory, in bytes."""
@@ -332,8 +334,9 @@ def _without_result(record: Record) -> Record:
 def _with_short_failures(part: SettlementBatch) -> SettlementBatch:
     """Return the batch with short failure records, for a store that is out of memory.
 
-    A record counts the attempts, so it must be stored. It leaves out the history of attempts and
-    most of the error, which may have 4 KiB, so that many failing tasks do not use much more memory.
+    A record counts the attempts, so it must be stored. A short record leaves out the history of
+    attempts and most of the error, which may have 4 KiB, so that many failing tasks do not use much
+    more memory.
     """
 
     def operation(*args: Any) -> Call[list[op_values.Outcome]]:

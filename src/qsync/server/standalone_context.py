@@ -20,7 +20,8 @@ def plain_task(type: str) -> TaskInfo:
 
 
 class PlainContext:
-    """The object that `current()` returns without a server; `told` has the progress reports."""
+    """The object that `current()` returns without a server; `told` contains the progress
+    reports."""
 
     def __init__(
         self, task: TaskInfo, *, state: Any = None, client: Any = None, cancelled: bool = False

@@ -4,8 +4,8 @@ There is no leader and no lock. A server reads the due schedules, computes the n
 both to a script, which ignores a schedule that has changed since then. So if several servers read
 the same tick, only one of them enqueues it. If a server dies before it has enqueued the tick,
 another server enqueues it. Servers sleep until the next tick that they know of. Once per second,
-they read one hash, in which clients announce schedules that are due soon. Every minute, they check
-all queues that have schedules.
+servers read one hash, in which clients announce schedules that are due soon. Every minute, servers
+check all queues that have schedules.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ async def _plan_again(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> None
     If this server dies before the last call, another server starts over.
     """
     log.warning(
-        "the store's clock was set back by over an hour: planning the stored schedules of queue %s "
-        "again", keys.queue,
+        "the store's clock was set back by over an hour, so the stored schedules of queue %s are "
+        "planned again", keys.queue,
     )  # fmt: skip
     cursor: str | None = "0"
     while cursor is not None:

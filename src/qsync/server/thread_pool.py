@@ -226,7 +226,7 @@ class ThreadPool:
             except RuntimeError:
                 if self._live <= self.lost:
                     raise
-                log.warning("cannot start thread %s: continuing with %d", name, self._live)
+                log.warning("cannot start thread %s; %d threads remain", name, self._live)
                 return
             self._names += 1
             self._live += 1

@@ -1,7 +1,7 @@
 """Runs `def` handlers in threads.
 
-Such a run needs no asyncio task while its handler runs. An asyncio task continues the run if the
-handler raised, was stopped or could not be called, or if the last progress must be stored.
+A run in a thread needs no asyncio task while its handler runs. An asyncio task continues the run if
+the handler raised, was stopped or could not be called, or if the last progress must be stored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reports a server's counts for each task type by minute, and rolls up the minutes that have ended.
 
-The slowest completed runs of a minute are sent as a separate report. The server's start is another
-separate report, which is sent once. A report replaces the server's earlier report for the same
+The slowest completed runs of a minute are sent as a separate report. The server's start is also
+reported separately, and only once. A report replaces the server's earlier report for the same
 minute, so it can be sent twice. When a minute is over, one of the servers that reported it puts all
 reports into blocks (qsync.type_rolls). Reports that the store does not accept are dropped and
 counted, so that statistics never delay a server.
@@ -167,8 +167,8 @@ class TypeReports:
     async def _send(
         self, name: str, minute: int, rows: Counts, *, starts: bool, final: bool
     ) -> list[str]:
-        """Send reports unless they equal the last ones; return the fields that the store already
-        had.
+        """Send reports unless they equal the previous ones; return the fields that the store
+        already had.
 
         With `starts`, also report the server's start; `final` means that no other report of this
         minute follows.

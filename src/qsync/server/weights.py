@@ -81,7 +81,7 @@ class Shares:
     def _keep_ratio(self, earned: dict[str, float]) -> None:
         """Keep the ratio of the weights when large payloads cut the fetches of a queue short.
 
-        Queues with the same weight or less then also earn less. Queues with more weight earn as
+        Queues of the same or a lower weight then earn less too. Queues with more weight earn as
         before, so they get the share that the queue with large payloads cannot use.
         """
         for name, brought in self._truncated.items():
