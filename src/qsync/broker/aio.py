@@ -167,8 +167,8 @@ class AsyncBroker(BaseBroker["AioPool"]):
     async def ask(self, *command: str | bytes | int, key: str = "") -> Any:
         """Run a plain command; return the raw reply, or None if the store refuses the command.
 
-        In a cluster, it runs on the node that holds `key`. Raises StoreUnavailable if there is no
-        reply.
+        In a cluster, the command runs on the node that holds `key`. Raises StoreUnavailable if
+        there is no reply.
         """
         with mapped_errors(self.address):
             node = await self._node_of(key, ends_in(self._read_timeout))
@@ -385,7 +385,8 @@ class AsyncBroker(BaseBroker["AioPool"]):
                 if not isinstance(error, TimeoutError) and not isinstance(
                     error.__cause__, TimeoutError
                 ):
-                    # A timeout may have no other cause than that all connections are in use.
+                    # A timeout may not mean that the store is down. All connections may have been
+                    # in use.
                     self._refused[pool] = time.monotonic(), error
                 return [error] * len(commands)
             if queued and pool.is_served:  # waiting for a connection has used up the time

@@ -20,7 +20,7 @@ CLOSED_TEXT: Final = "the broker was closed while it was connecting"
 
 
 class AioPool:
-    """A pool of the connections of one client."""
+    """A pool of one client's connections."""
 
     def __init__(self, client: Any, connections: int) -> None:
         self._client = client
@@ -122,8 +122,8 @@ class AioPool:
             while True:
                 await asyncio.wait([turn], timeout=max(ends - loop.time(), 0.0))
                 now = loop.time()
-                # If the event loop was blocked, wait a little longer, because it must first read
-                # what has arrived.
+                # If the event loop was blocked, wait a little longer, because the loop must first
+                # read what has arrived.
                 if now - ends > LOOP_BLOCKED_S and not late:
                     ends, late = now + LOOP_BLOCKED_S / 2, True
                 ends = max(ends, self._answered + LINE_S)

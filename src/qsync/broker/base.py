@@ -31,7 +31,7 @@ MAP_S: Final = 0.5
 
 
 LINE_S: Final = 1.0
-"""How long after each reply of the store waiting callers do not time out, in seconds."""
+"""Time after each reply of the store during which waiting callers do not time out, in seconds."""
 
 LOOP_BLOCKED_S: Final = 0.1
 """Minimum delay of a timer from which a broker infers that the event loop was blocked, in

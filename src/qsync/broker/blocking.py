@@ -59,7 +59,7 @@ class Broker(BaseBroker["Pool"]):
         """Make one call. Retry transient errors for `patience` seconds; None means no limit.
 
         `ends` replaces `patience`: it is the time at which the caller gives up, as returned by
-        `ends_in`. Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the
+        `ends_in`. Raises StoreUnavailable or QueueFull, and ConfigError if the store refuses the
         credentials.
         """
         forks.notice()
@@ -80,16 +80,17 @@ class Broker(BaseBroker["Pool"]):
         ends: float = math.inf,
         overlap: Callable[[], None] = noop,
     ) -> list[T | QsyncError]:
-        """Try each call once, until `ends`, in one round trip (in a cluster, one per call).
+        """Try each call once, and give up at `ends`.
 
-        Calls with a wait must come last and share the same wait. `overlap` runs while the store
-        works on the calls; it is not called in a cluster.
+        All calls take one round trip, but in a cluster, each call takes its own. Calls with a
+        durability wait must come last and share this wait. `overlap` runs while the store works on
+        the calls; it is not called in a cluster.
         """
         forks.notice()
         return self._decode(self._try(calls, ends, overlap) if calls else [], calls)
 
     def run_once(self, call: Call[T], *, ends: float) -> T | QsyncError:
-        """Try a call once, at the latest until `ends`; return its result or the error.
+        """Try a call once, and give up at `ends`; return its result or the error.
 
         The caller must have drawn a nonce, which detects forks.
         """
@@ -151,8 +152,8 @@ class Broker(BaseBroker["Pool"]):
     def ask(self, *command: str | bytes | int, key: str = "") -> Any:
         """Run a plain command; return the raw reply, or None if the store refuses the command.
 
-        In a cluster, it runs on the node that holds `key`. Raises StoreUnavailable if there is no
-        reply.
+        In a cluster, the command runs on the node that holds `key`. Raises StoreUnavailable if
+        there is no reply.
         """
         ends = ends_in(self._read_timeout)
         with mapped_errors(self.address):

@@ -31,7 +31,8 @@ whether the store has closed the connection takes a system call."""
 
 KERNEL_WAIT_S: Final = 0.01
 """How long a read waits in the kernel before it polls, in seconds. Most replies arrive within this
-time, and then the read is one system call. The time is short because a signal restarts the wait."""
+time, in which case a read takes one system call. The time is short because a signal restarts the
+wait."""
 
 _READ_SIZE: Final = 64 * 1024
 _MORE: Final = object()

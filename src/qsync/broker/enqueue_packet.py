@@ -1,7 +1,7 @@
 """Packs the request that clients send most: the enqueue of one task without options.
 
-The request is the same command that a call from `ops` sends for such a task. To encode it here
-takes a third of the time that the general functions take.
+The request is the same command that a call from `ops` sends for such a task. Encoding it here takes
+a third of the time that the general functions need.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from qsync.errors import ConfigError, QsyncError, QueueFull, SchemaMismatch, Sto
 class mapped_errors:
     """Convert library errors in the block to qsync's exceptions for the store at `address`.
 
-    `on_error` is called with the error first; an `async with` block awaits its result.
+    Before that, `on_error` is called with the library's error. An `async with` block awaits the
+    result of this call.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ def of_new_connection(error: Exception) -> Exception:
 
 @contextmanager
 def opening() -> Iterator[None]:
-    """Open a connection in the block; translate its errors with `of_new_connection`."""
+    """Translate errors with `of_new_connection`, for a block that opens a connection."""
     try:
         yield
     except Exception as error:

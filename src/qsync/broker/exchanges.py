@@ -125,7 +125,7 @@ def send_redirected(call: Call[Any], *, asking: bool) -> Exchanges:
     """Make one call on a cluster node; return its reply.
 
     With `asking`, another node redirected the call here with ASK, since it is moving the keys to
-    this node. Calls with a wait are not sent with ASKING.
+    this node. Calls with a durability wait are not sent with ASKING.
     """
     if call.wait is not None:
         [reply] = yield from with_confirmation([call], call.wait)
@@ -166,7 +166,7 @@ def _on_holder(slots: SlotMap, call: Call[Any]) -> ClusterSteps:
 
 
 def with_confirmation(calls: Sequence[Call[Any]], wait: Wait) -> Exchanges:
-    """Make calls on one connection, with one wait for all; return one reply per call.
+    """Make calls on one connection, with one durability wait for all; return one reply per call.
 
     A second exchange, as EVAL, may reach another primary, so each exchange has its own wait. The
     mark is sent as EVAL, which never fails with NOSCRIPT.
@@ -189,7 +189,7 @@ def with_confirmation(calls: Sequence[Call[Any]], wait: Wait) -> Exchanges:
 def probe_durability(durability: Durability, address: Address) -> Exchanges:
     """Find out whether the store can confirm this durability; return False if unknown.
 
-    Raises ConfigError if it cannot. Writes nothing.
+    Raises ConfigError if the store cannot. Writes nothing.
     """
     return _probe_fsync(address) if durability == "fsync" else _probe_replica(address)
 

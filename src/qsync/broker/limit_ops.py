@@ -22,7 +22,8 @@ HOLDERS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class StoredOperatorRule:
-    """A rule that an operator set for one limit or for a name, and who set it when."""
+    """A rule for one limit or for a name, with the operator who set it and the time of the
+    change."""
 
     limit: str
     rule: LimitRule
@@ -91,7 +92,7 @@ def set_limit(
 ) -> Call[int]:
     """Store an operator's rule for a name or limit, or remove it (None); return 1 if it changed.
 
-    A lower rule does not stop running tasks; a higher rule lets waiters start.
+    A stricter rule does not stop running tasks; a looser rule lets waiters start.
     """
     packed = b"" if rule is None else _packed(rule)
     return _put_rules(keys, {limit: packed}, by or "operator", now_us)
@@ -166,7 +167,7 @@ class LimitDamage:
     unlisted: list[str]
     """Limited tasks that are not among the waiters of any limit."""
     strays: list[str]
-    """Waiters that are not limited tasks."""
+    """Entries among the waiters that belong to no limited task."""
     more: bool
     """Whether there are more parts."""
     uncounted: bool

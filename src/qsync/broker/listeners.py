@@ -254,8 +254,9 @@ class BlockingPop:
     async def _exchange(self, seconds: float, *commands: Command) -> list[Any]:
         """Send commands; return their replies, or None for each that did not arrive in time.
 
-        A timeout closes the connection but raises nothing, because the store may be reachable
-        although a handler blocks the loop. If the store is down, the next exchange fails.
+        A timeout closes the connection but raises nothing, since a handler that blocks the loop can
+        cause a timeout although the store is reachable. If the store is down, the next exchange
+        fails.
         """
         connection = self._connection or await self._open()
         try:
@@ -271,7 +272,7 @@ class BlockingPop:
         raise failure from error
 
     async def _failed(self, error: Exception) -> QsyncError:
-        """Close the connection; return qsync's exception."""
+        """Close the connection; return qsync's exception for the error."""
         await self.aclose()
         await self._broker.suspect(self.keys[0], error)
         return unavailable(error, self._broker.address)
@@ -323,7 +324,7 @@ class AsyncSubscription:
     async def follow(self, channels: Collection[str]) -> None:
         """Subscribe to exactly these channels.
 
-        If the connection breaks, only `read` raises.
+        If the connection breaks, this method does not raise; the next `read` does.
         """
         commands = self._channels.commands(channels)
         if commands and self._connection is not None:

@@ -117,7 +117,7 @@ class HandedBack(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FetchPolicy:
-    """The part of the server's configuration that a fetch needs; times in microseconds."""
+    """The part of the server's configuration that a fetch needs. All times are in microseconds."""
 
     lease_us: int
     max_crashes: int

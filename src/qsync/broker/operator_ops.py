@@ -114,8 +114,8 @@ def purge(
 
 
 def delete_queue(keys: QueueKeys, *, force: bool = False) -> Call[int]:
-    """Delete a queue if it has no tasks and, unless `force`, no stored schedules; return how many
-    tasks and stored schedules it holds."""
+    """Delete a queue if it has no tasks and, unless `force` is true, no stored schedules; return
+    how many tasks and stored schedules it holds."""
     return queue_call("delete_queue", keys, (int(force),), int)
 
 

@@ -44,9 +44,9 @@ def begin_ticks(
 ) -> Call[tuple[int, list[int]]]:
     """Return the store's time and, per schedule, the time after which its ticks are due.
 
-    That time is its last tick, or now for a new schedule. With `digests` of the expressions, the
-    time is also now if the expression changed or the schedule was declared again. So earlier ticks
-    are not due.
+    That time is the schedule's last tick, or now for a new schedule. With `digests` of the
+    expressions, the time is also now if the expression changed or the schedule was declared again.
+    So earlier ticks are not due.
     """
     pairs = itertools.zip_longest(schedules, digests, fillvalue="")
     args = (now_argument(now_us), SCHEDULE_SILENCE_US, *itertools.chain.from_iterable(pairs))

@@ -19,7 +19,7 @@ def separate_cancelled(stored: dict[TaskState, int], cancelled: int) -> dict[Tas
 
 
 ONE_TASK: Final = 1_000_000_000_000
-"""What each task adds to the field `tally` of meta, in addition to its size (see
+"""What each task adds to the field `tally` of `meta`, in addition to its size (see
 include/count_enqueued.lua)."""
 
 

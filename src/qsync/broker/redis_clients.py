@@ -48,7 +48,7 @@ def address_of(client: client_objects.AnyClient) -> Address:
 
 
 def _supported(address: Address) -> Address:
-    """Return the address. Raise ConfigError if the installed redis-py lacks one of its TLS options.
+    """Return the address. Raise ConfigError if redis-py lacks a TLS option of the address.
 
     Both blocking and asyncio connections must accept the option.
     """

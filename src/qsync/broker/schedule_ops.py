@@ -38,13 +38,13 @@ class DueSchedules(NamedTuple):
     now_us: int
     next_us: int | None
     wrong: bool
-    """Whether next ticks may be wrong, because the clock was ahead at the last ticks and was set
-    back."""
+    """Whether the recorded next ticks may be wrong. They may if the clock was ahead at the last
+    ticks and has been set back since."""
     rows: list[StoredScheduleRow]
 
 
 class TickRow(NamedTuple):
-    """The due ticks of one schedule as tasks, and its next tick after them."""
+    """The tasks for the due ticks of one schedule, and the schedule's next tick after these."""
 
     row: StoredScheduleRow
     next_us: int

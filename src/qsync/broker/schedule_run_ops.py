@@ -34,7 +34,7 @@ _ENTRY: Final = re.compile(r"(\d{1,15})([TMB])(-|m\d{1,15}|[cfx]-?\d{1,15},\d{1,
 
 
 class Note(NamedTuple):
-    """A run to note.
+    """A run of a schedule, for `note_runs`.
 
     An empty `made` keeps the stored value. `schedule` is the schedule's name if the tick was
     missed.

@@ -98,7 +98,7 @@ class Script:
         return load(self.flow_name or self.name, allow_oom=self.allow_oom, flow=True)
 
     def reply(self, values: list[Any]) -> dict[str, Any]:
-        """Name the values of a reply."""
+        """Return the values of a reply by the names of their fields."""
         return dict(zip(self.reply_fields, values, strict=True))
 
 
@@ -125,7 +125,8 @@ def _texts() -> dict[str, str]:
 
 
 def variant(text: str, *, flow: bool) -> str:
-    """Return the text of a file without the lines of the other variant."""
+    """Return the text of a file with only the lines of the flow variant, or of the plain
+    variant."""
     text = _BLOCK.sub(lambda found: found[1] if flow else found[2] or "", text)
     own, other_lines = (_FLOW_LINE, _PLAIN_LINE) if flow else (_PLAIN_LINE, _FLOW_LINE)
     return own.sub(r"-- \1\2", other_lines.sub("", text))

@@ -197,7 +197,7 @@ def next_tick(schedule: Cron | Every, moment_us: int) -> int:
 def ticks_of(row: StoredScheduleRow, content: Content, now_us: int) -> Ticks:
     """Return the ticks of a due schedule to enqueue now, at most MOST_TICKS."""
     after_us = row.since_us
-    if row.next_us is not None:  # earlier ticks do not count
+    if row.next_us is not None:  # earlier ticks have been handled
         is_wrong = is_of_wrong_clock(after_us, now_us)
         after_us = row.next_us - 1 if is_wrong else max(after_us, row.next_us - 1)
     return _due(content.schedule, content.missed, after_us, now_us)

@@ -42,7 +42,7 @@ def number(text: bytes | None) -> int:
 
 
 def score_us(text: bytes | str) -> int:
-    """Convert a score to microseconds, at most 4e17: a damaged store may hold any number."""
+    """Convert a score to microseconds, at most 4e17, since a damaged store may hold any number."""
     return int(max(-4e17, min(float(text), 4e17)))
 
 

@@ -1,4 +1,4 @@
-"""The operations on task types: pause, resume, and list the paused types."""
+"""The operations on task types: pause and resume types, and count tasks by type."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ def report_types(keys: QueueKeys, reports: Mapping[str, bytes]) -> Call[list[str
 def roll_types(
     keys: QueueKeys, directory: bytes, reports: Sequence[str], fields: Mapping[str, bytes | None]
 ) -> Call[bool]:
-    """Replace reports with fields of the statistics; return False if the directory has changed
-    since it was read."""
+    """Replace reports with fields of the statistics. Return False if another server has done so
+    since the caller read the `directory`."""
     args: list[Argument] = [directory, len(reports), *reports]
     for field, block in fields.items():
         args += (field, block or b"")

@@ -40,7 +40,7 @@ _INHERITED: Final = (
     ("ssl_certfile", "ssl_keyfile", "ssl_password"),
     ("ssl_cert_reqs", "ssl_check_hostname"),
 )
-"""Groups of options: connections to Sentinels inherit either all options of a group from the
+"""Groups of options. Connections to Sentinels inherit either all options of a group from the
 primary, or none."""
 
 

@@ -43,7 +43,8 @@ def _decode_row(row: list[Any]) -> StoredTask:
 class Counts:
     """The sizes of a queue: tasks by state in `states`, entries of other keys in `others`.
 
-    `stats` holds the counters (qsync.keys.COUNTERS), those per day as `<counter>:<day number>`.
+    `stats` holds the counters (qsync.keys.COUNTERS). Counters per day are named
+    `<counter>:<day number>`.
     """
 
     states: dict[TaskState, int]
@@ -164,7 +165,7 @@ def list_tasks(
     backwards: bool = False,
     now_us: int | None = None,
 ) -> Call[TaskPage]:
-    """Read up to `count` tasks of a state that follow `after`, fewer if they are large."""
+    """Read up to `count` tasks of a state that follow `after`, or fewer if they are large."""
     score, id = after or ("", "")
     args: tuple[Argument, ...] = (
         now_argument(now_us), state.value, count, "1" if backwards else "",

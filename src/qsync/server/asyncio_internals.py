@@ -36,5 +36,5 @@ def callback_of(
     try:
         handle = loop._signal_handlers.get(number)  # type: ignore[attr-defined]
         return None if handle is None else (handle._callback, handle._args)
-    except AttributeError:  # the loop is uvloop's, or a newer asyncio's
+    except AttributeError:  # the loop is from uvloop or a newer asyncio
         return None

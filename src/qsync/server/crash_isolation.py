@@ -44,7 +44,7 @@ TOTAL_S: Final = 10.0
 run together."""
 
 COMPANY_S: Final = 60.0
-"""How long a spared suspect waits for suspects that other tasks have joined, in seconds."""
+"""How long a spared suspect waits for suspects that other tasks run alongside, in seconds."""
 
 
 class CrashIsolation:
@@ -160,7 +160,7 @@ class CrashIsolation:
         begin one."""
         if self._since is None:
             self._since = self._looked = now
-            if now - self._rested > TOTAL_S:  # a new series of suspects
+            if now - self._rested > TOTAL_S:  # a new series of suspects begins
                 self._spent = 0.0
         return self._since
 

@@ -85,7 +85,7 @@ class CrashLog:
             )
 
     async def _died(self, keys: QueueKeys, fetched: FetchResult) -> list[StoredTaskRow]:
-        """Return the tasks that this fetch moved to dead: those that died at the time of the
+        """Return the tasks that this fetch moved to `dead`: those that died at the time of the
         fetch."""
         count = min(fetched.died, TASKS_NAMED if self._hooks is None else HOOKED)
         call = views.list_tasks(keys, TaskState.DEAD, count=count, backwards=True)
@@ -95,7 +95,8 @@ class CrashLog:
     async def _call_hooks(
         self, hooks: HookCalls, keys: QueueKeys, died: Sequence[StoredTaskRow]
     ) -> None:
-        """Call the "dead" hooks; first read the messages again, since a page may truncate them."""
+        """Call the "dead" hooks. First read the messages again, since `died` may have truncated
+        messages."""
         ids = [row.id for row in died]
         try:
             shown = await self._broker.run(views.get_tasks(keys, ids), patience=STORE_TIMEOUT_S)

@@ -128,7 +128,8 @@ def _program_frames(stack: list[FrameSummary]) -> list[FrameSummary]:
 
 
 def _foreign_frames(stack: list[FrameSummary]) -> list[FrameSummary]:
-    """Return the program's frames; if there are none, those of libraries, else Python's."""
+    """Return the program's frames. If there are none, return those of libraries, or else
+    Python's."""
     foreign = [frame for frame in stack if not frame.filename.startswith(_PACKAGE)]
     own = [frame for frame in foreign if _is_own(frame.filename)]
     return own or [shown for shown in foreign if not _is_of_python(shown.filename)] or foreign
@@ -136,7 +137,7 @@ def _foreign_frames(stack: list[FrameSummary]) -> list[FrameSummary]:
 
 @lru_cache(1024)
 def _is_own(file: str) -> bool:
-    if not (file.startswith("<") or Path(file).is_absolute()):  # e.g. a .pyx of an extension
+    if not (file.startswith("<") or Path(file).is_absolute()):  # e.g. a .pyx file of an extension
         return False
     installed = any(part in file.replace("\\", "/") for part in _INSTALLED)
     return not (installed or _is_of_python(file) or file.startswith(_PACKAGE))

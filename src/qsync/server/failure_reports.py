@@ -110,7 +110,8 @@ class Failures:
         log_trace(log, logging.WARNING, text, "", fields)
 
     def unknown(self, leased: LeasedTask, record: Any) -> None:
-        """Log that this server has no handler for a task, which was handed back or is dead."""
+        """Log that this server has no handler for a task, and whether the task was handed back or
+        is dead."""
         if type(record) is Killed:
             self.died(leased, f"no server had a handler for its type for {UNKNOWN_FOR}")
         key = (leased.queue.name, leased.message.type)

@@ -17,7 +17,7 @@ ROUND_TIMEOUT_S: Final = 0.1
 part in it."""
 
 SLOT_RESERVATION_S: Final = 0.3
-"""How long a fetch in flight keeps its slots from the other queues, in seconds. A node that takes
+"""How long other queues may not use the slots of a fetch in flight, in seconds. A node that takes
 longer may be down; if it replies after that, surplus tasks are handed back."""
 
 CROWD: Final = 256

@@ -426,7 +426,7 @@ class Fetcher:
         self, queue: QueueState, count: int, fetched: FetchResult, sent: float, received: float, *,
         repeated: bool,
     ) -> None:  # fmt: skip
-        """Record the state of the queue from a result."""
+        """Record the state of the queue from the result of a fetch."""
         queue.last_fetch = queue.answered = received
         queue.store_now_us, queue.store_now_read_at = fetched.now_us, sent
         queue.upkeep_pending = fetched.more

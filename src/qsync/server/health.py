@@ -34,8 +34,8 @@ STORE_AWAY_S: Final = 3.0
 is not answered, or with the first failure to fetch or to wait for tasks."""
 
 SILENT_S: Final = 15.0
-"""How long a queue may have no fetch before it counts as not served, in seconds; but at least three
-times `sweep`."""
+"""How long a queue may have no fetch before it counts as not served, in seconds. The limit is at
+least three times `sweep`."""
 
 
 class ServerHealth(msgspec.Struct, frozen=True):

@@ -122,7 +122,7 @@ class Heartbeat:
 class HeartbeatThreads(PartGroup):
     """One heartbeat thread per node, so that no node delays the renewals on another node.
 
-    The first thread watches the event loop.
+    Only the first thread also watches the event loop.
     """
 
     def __init__(

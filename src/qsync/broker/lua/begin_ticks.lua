@@ -22,7 +22,7 @@ from, to = parse_int(from, 0), parse_int(to, 0)
 
 -- Return the time since which the expression has been in force (0 means always), and record that it
 -- is still in force. For each expression, `#<schedule>` holds the digest, that time, and the time
--- at which a server last asked.
+-- at which a server last asked for it.
 local function in_force_since(id, digest)
   -- Read only 1,024 bytes. The eight entries of a valid record take less, and a long, damaged
   -- record would block the store.

@@ -1,7 +1,7 @@
 #!lua
--- note_runs: record the runs of schedules: their creation, outcomes and misses. A later note about
--- a tick replaces the earlier note, but keeps how the tick was created. The last 20 noted ticks of
--- each schedule are kept, and the last 5 missed ticks of the queue.
+-- note_runs: record how runs of schedules were created and how they ended, and which ticks were
+-- missed. A later note about a tick replaces the earlier note, but keeps how the tick was created.
+-- The last 20 noted ticks of each schedule are kept, and the last 5 missed ticks of the queue.
 -- include: check_schema preconditions
 -- KEYS[1] schedule_runs hash  schedule -> its last runs, ! -> missed ticks
 -- KEYS[2] schedules  hash    !<schedule> while it is paused

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- publish_schedules: store the schedules of a server, for views and triggers. A schedule that was
--- published a moment ago is not written again, so many servers cost no more than one server.
+-- publish_schedules: store the schedules of a server, so that clients can show and trigger them. A
+-- schedule that was published a moment ago is not written again, so many servers cost no more than
+-- one server.
 -- include: check_schema clock
 -- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> time of
 --                            publication, us; # -> start and last time, us, of the publications

@@ -204,7 +204,8 @@ mend['limit count'] = function(limit)
   return true
 end
 
--- Touch the limit, so that settle_limits moves its waiters or stores the time at which it opens.
+-- Mark the limit as touched, so that settle_limits moves its waiters or stores the time at which it
+-- opens.
 mend['limit shut'] = function(limit)
   local state = touch_limit(limit)
   return has_waiter(limit, state) and not is_limit_full(state)

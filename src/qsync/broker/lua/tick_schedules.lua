@@ -2,9 +2,9 @@
 -- tick_schedules: enqueue the tasks of the due ticks of stored schedules, and set their next ticks.
 -- A schedule that was put, deleted, resumed or ticked since the caller read it is not changed.
 -- Ticks are skipped if the schedule is paused, or if servers publish its name as a periodic task of
--- their program. Each call records its time. If the recorded time is over an hour in the future,
--- the clock was set back. Servers then plan all ticks again; when they have done so, a call without
--- schedules records this.
+-- their program. Each call records the time at which it ran. If the recorded time is over an hour
+-- in the future, the clock was set back. Servers then plan all ticks again; when they have done so,
+-- a call without schedules records this.
 -- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock wake_server counters
 -- flow include: message_limits limit_states waiter_entries limit_waiters priority_bands

@@ -1,6 +1,6 @@
 -- band_times: change the virtual times of the priority bands in a fetch.
 
--- Return the field of meta that holds the virtual time of a priority.
+-- Return the field of `meta` that holds the virtual time of a priority.
 local function virtual_field(priority)
   return priority == normal_priority and 'v' or table.concat({ 'virtual:', priority })
 end

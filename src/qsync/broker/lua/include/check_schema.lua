@@ -1,4 +1,4 @@
--- check_schema: check the number of a queue's data layout, which is stored in its meta. Scripts do
+-- check_schema: check the number of a queue's data layout, which is stored in `meta`. Scripts do
 -- not touch data of another layout, since an older version could damage the data of a newer one.
 -- Queues that use flow control have layout 2; plain variants of scripts refuse it, so that the flow
 -- variants run.

@@ -18,8 +18,8 @@ local function add_enqueued(day)
   end
 end
 
--- Count a task of this size. `tally_day` is the day of the field `tally`, from meta. If the script
--- has already added the task to the tally, `sum` is the reply to that command.
+-- Count a task of this size. `tally_day` is the day of the field `tally`, from `meta`. If the
+-- script has already added the task to the tally, `sum` is the reply to that command.
 local function count_enqueued(now, tally_day, size, sum)
   local day = math.floor(now / 86400000000)
   if tonumber(tally_day or '') ~= day then

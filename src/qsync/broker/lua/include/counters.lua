@@ -1,5 +1,5 @@
--- counters: the counters of a queue, in total and per day. A day is the number of days since the
--- Unix epoch.
+-- counters: change the counters of a queue, in total and per day. A day is the number of days since
+-- the Unix epoch.
 
 -- Add to a counter. A value that is not a number is replaced; a failed write does not fail the script.
 local function add_to_counter(counter, amount)

@@ -1,7 +1,8 @@
--- crash_counts: how often a server died while it held a task: `<n>` or `<n>~<m>`, and a sign.
--- Besides the `n` crashes, `m` crashes did not count, since another suspect may have been the
--- cause. Signs: `+` the task runs, and a crash counts; `-` the task runs with other suspects, and a
--- crash does not count; `!` the task became dead because of its crashes.
+-- crash_counts: read and change crash counts, which tell how often a server died while it held a
+-- task. A count is `<n>` or `<n>~<m>`, followed by a sign. Besides the `n` crashes, `m` crashes did
+-- not count, since another suspect may have been the cause. Signs: `+` the task runs, and a crash
+-- counts; `-` the task runs with other suspects, and a crash does not count; `!` the task became
+-- dead because of its crashes.
 
 -- Maximum number of crashes that do not count.
 local SPARED_MOST = 3

@@ -29,7 +29,7 @@ local function first_reply(last, id)
   return { outcome or 'created', holder or id }
 end
 
--- Store a call as the last one of its sender; `others` is a list in the form that others_of
+-- Store a call as its sender's last call; `others` is a list in the form that refused_of
 -- returns.
 local function keep_call(sender, number, now, others)
   local kept = { to_text(number), to_text(now), unpack(others) }

@@ -93,7 +93,7 @@ local function count_failure(mark, at)
   end
 end
 
--- Replace ids in the counts by their scores.
+-- Replace the ids in the counts with the scores of these ids.
 local function read_times(counts, set_key)
   for _, entry in ipairs(counts.order) do
     if entry.number > 0 then

@@ -1,4 +1,4 @@
--- forget_tasks: remove tasks from the queue or from active, and end cancelled tasks.
+-- forget_tasks: remove tasks from the queue or from `active`, and end cancelled tasks.
 
 -- Delete the entries of ids in a hash. Errors are ignored, since no task depends on these entries.
 local function delete_fields(beside_key, ids)
@@ -49,8 +49,8 @@ local function forget_tasks(now, ids, bare)
   end
 end
 
--- Remove ids from active, together with their owner and, unless `keep_progress`, their progress.
--- The tasks stay in the queue.
+-- Remove ids from `active`, together with their owner and, unless `keep_progress` is true, their
+-- progress. The tasks stay in the queue.
 local function release_leases(ids, keep_progress)
   if #ids == 0 then
     return

@@ -22,8 +22,8 @@ local parking = { most = 300, chunk = 250, bytes = 4000000 }
 -- A task for which there is no free slot stays in `pending`. At most `parking.most` tasks are
 -- parked, and at most `limit` tasks that stay are skipped. Returns: ids; messages; ids without a
 -- message (normally none); whether tasks are left; ids to park; the limit that refused each of
--- these, by id; and a number. The number is 1 if no task stayed, 2 if all remaining tasks did, and
--- 3 if only some did.
+-- these, by id; and a number. The number is 1 if no task stayed, 2 if all remaining tasks stayed,
+-- and 3 if only some of them stayed.
 local function take_pending(head, wanted, max_bytes, limit, free)
   local ids, messages, lost, parked, refused = {}, {}, {}, {}, {}
   local taken, bytes, position, chunk, stayed, surplus, read = 0, 0, 0, head, 0, false, 0
@@ -115,8 +115,9 @@ local function write_leases(ids, token, expiry)
     owners[2 * i - 1], owners[2 * i] = id, token
   end
   if #ids > 16 then
-    -- The store keeps a hash of up to 512 short values as a list, which every lookup scans. Writing
-    -- a long value first turns it into a hash table until the key is deleted.
+    -- The store keeps a hash of up to 512 short values as a list, which every lookup scans.
+    -- Therefore a long value is written first, which turns the list into a hash table until the key
+    -- is deleted.
     redis.call('HSET', KEYS.owner, ' ', string.rep('x', 65), unpack(owners))
     redis.call('HDEL', KEYS.owner, ' ')
   else

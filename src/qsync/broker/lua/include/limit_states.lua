@@ -37,10 +37,10 @@ local function paused_limit(message)
   return limit and type_limits[limit] and limit or nil
 end
 
--- Begin with the time `now`. `needed` is true if this call adds tasks with limits, or starts
--- successors, which hold no limits yet. If it is false and the queue has no keys of limits, this
--- function costs one command, and all other functions do nothing. Fails before the first write if a
--- later write would fail.
+-- Prepare the functions for limits, with the time `now`. `needed` is true if this call adds tasks
+-- with limits, or starts successors, which hold no limits yet. If it is false and the queue has no
+-- keys of limits, this function costs one command, and all other functions do nothing. Fails before
+-- the first write if a later write would fail.
 local function begin_limits(now, needed)
   limits_now = now
   limits_used = next(paused_limits()) ~= nil or needed or redis.call(
@@ -99,10 +99,10 @@ end
 
 -- Return the state that is stored in `text`, under a rule. The text `items` has the first waiters,
 -- from the byte `from` on; `more` is set if there are others. `stored` is 2 if the limit has a
--- marker in `waiters`, otherwise 1 or false. The tat is capped at that of a limit that has just
--- used its whole burst, since it may have been computed with an earlier, lower rate. `is_capped` is
--- set in a capped state, and `is_type` in the state of a limit `@<type>`; `waits` is set once the
--- script knows whether tasks wait for such a limit.
+-- marker in `waiters`, otherwise 1 or false. The value of `tat` is capped at that of a limit that
+-- has just used its whole burst, since it may have been computed with an earlier, lower rate.
+-- `is_capped` is set in a capped state, and `is_type` in the state of a limit `@<type>`; `waits` is
+-- set once the script knows whether tasks wait for such a limit.
 local function new_limit_state(text, rule)
   local stop = text and #text > 7 and string.find(text, '\0', 1, true)
   local numbers = stop and string.sub(text, 1, stop - 1) or text
@@ -246,8 +246,8 @@ local function limit_opens_at(state)
   return math.max(state.closed, due)
 end
 
--- Touch the limits whose stored tat is later than their rule allows, so that save_limits corrects
--- both the tat and the time at which they open. Returns whether there are any.
+-- Touch the limits whose stored `tat` is later than their rule allows, so that save_limits corrects
+-- both `tat` and the time at which they open. Returns whether there are such limits.
 local function correct_starts(limits)
   local any = false
   read_limits(limits)
@@ -364,7 +364,7 @@ local function release_ready(ids)
   subtract_held(ids, 'ready')
 end
 
--- Close a limit: no task that holds it starts before `moment`.
+-- Close a limit, so that no task that holds it starts before `moment`.
 local function close_limit(limit, moment)
   local state = touch_limit(limit)
   state.closed = math.max(state.closed, moment)
@@ -414,8 +414,8 @@ local function hold_limits_of(id, message)
   held_limits[id] = #limits > 0 and limits
 end
 
--- Delete the holds of tasks that end or become limited. The caller must have removed the tasks from
--- all counts.
+-- Delete the lists of limits, in `holds`, of tasks that end or become limited. The caller must have
+-- removed the tasks from all counts.
 local function drop_holds(ids)
   if not limits_used or #ids == 0 then
     return

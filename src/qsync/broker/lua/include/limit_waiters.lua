@@ -1,10 +1,11 @@
--- limit_waiters: tasks that wait for a limit: which tasks begin to wait, and which waiters become
--- pending. include/waiter_entries.lua describes the format of `waiters`.
+-- limit_waiters: decide which tasks begin to wait for a limit, and which waiters become pending.
+-- include/waiter_entries.lua describes the format of `waiters`.
 
--- Numbers of waiters: how many the script may still move, how many of these may be waiters of a
--- paused type, and how many the script has moved into `pending`. A limit with more waiters gets an
--- opening that is due now. The number for types is smaller, because a million tasks may be waiting
--- when a type is resumed, and many scripts in a row then move the maximum.
+-- `left` is the number of waiters that the script may still move. At most `left_of_types` of them
+-- may wait for the limit of a type. `opened` is the number of waiters that the script has moved
+-- into `pending`. A limit with more waiters gets an opening that is due now. The number for types
+-- is smaller, because a million tasks may be waiting when a type is resumed, and many scripts in a
+-- row then move the maximum.
 local moves = { left = 500, left_of_types = 150, opened = 0 }
 
 -- Put tasks into `limited`. `args` alternates tags and ids, `limits` has the limit for which each
@@ -128,7 +129,7 @@ end
 
 -- Put new tasks into `pending` or `limited`. `new_holds` has, by id, the limits of tasks that have
 -- limits, and `bodies` alternates ids and messages. Returns the number of tasks that went into
--- pending.
+-- `pending`.
 local function admit_new_tasks(args, new_holds, bodies)
   if not limits_used then
     redis.call('ZADD', KEYS.pending, unpack(args))
@@ -343,7 +344,7 @@ local function state_text(state)
 end
 
 -- Write the states of touched limits. For each limit with waiters, also write the time at which it
--- opens, unless it opens when a task leaves.
+-- opens, unless it opens when a task releases it.
 local function save_limits()
   local stored, gone, openings, shut, unmarked, count = {}, {}, {}, {}, {}, 0
   local any_openings = redis.call('EXISTS', KEYS.openings) == 1

@@ -1,4 +1,5 @@
--- message_bytes: the size of all messages, which meta holds as `bytes` while a bound needs it.
+-- message_bytes: keep the size of all messages, which `meta` holds as `bytes` while a bound needs
+-- it.
 
 -- flow:
 -- Return whether the queue keeps the size of its messages.
@@ -15,8 +16,8 @@ local function stored_bytes(ids)
   return bytes
 end
 
--- Add to the size. A value that is not a number is replaced, because an error would end the script
--- between its writes. An audit later finds the wrong number.
+-- Add `amount` to the recorded size. A value that is not a number is replaced, because an error
+-- would end the script between its writes. An audit later finds the wrong number.
 local function add_bytes(amount)
   local answer = redis.pcall('HINCRBY', KEYS.meta, 'bytes', string.format('%.0f', amount))
   if type(answer) == 'table' and answer.err then

@@ -1,11 +1,11 @@
 -- open_limits: let the next fetch check the waiters of limits that may be open now.
 
 -- Maximum number of limits with waiters that one call opens; further limits open when a task
--- leaves.
+-- releases them.
 local OPENED_MOST = 10000
 
 -- Give each limit with waiters an opening that is due now. Visit the limits in byte order and start
--- at the limit `from`. Returns whether there are such limits.
+-- at the limit `from`. Returns whether any limit has waiters.
 local function open_limits(now, from, to)
   local any = false
   for _ = 1, OPENED_MOST do

@@ -12,7 +12,8 @@ local function bytes_before(a, b)
   return #a < #b
 end
 
--- Return the number of members before (score, id), including it when `with` is true.
+-- Return the number of members before (score, id), plus one for that member itself if `with` is
+-- true.
 local function count_before(set_key, score, id, with)
   local low, high = 0, redis.call('ZCARD', set_key)
   while low < high do

@@ -22,7 +22,7 @@ local function check_set(set_key)
 end
 
 -- Fail before tasks change their state if one of the necessary writes would fail. The script must
--- have read `pending` before.
+-- already have read `pending`, which checks its type.
 local function check_transitions()
   check_hash(KEYS.owner)
   check_rights(KEYS.tasks, { 'ZREM', 'ZADD', 'HSET', 'HGET', 'HDEL', 'ZCARD' })

@@ -1,6 +1,6 @@
 -- queue_bounds: apply the bounds on the number of waiting tasks and on the size of all messages.
 -- The hash `meta` holds the bounds of the program (`bounds`) and those of an operator (`!bounds`,
--- which have precedence). While a bound needs it, meta also holds `bytes`, the size of all
+-- which have precedence). While a bound needs it, `meta` also holds `bytes`, the size of all
 -- messages.
 
 -- flow:
@@ -41,9 +41,9 @@ local function count_bytes()
   return bytes
 end
 
--- Fail the call with the bound, its value, the current count, and how many of the first tasks fit.
--- If several tasks in the call share the id of the first task that does not fit, their messages
--- show which of them it is.
+-- Fail the call with an error that names the bound, its value, the current count, and how many of
+-- the first tasks fit. If several tasks in the call share the id of the first task that does not
+-- fit, their messages show which of them it is.
 local function refuse(bound, most, there, tasks, bodies, fits)
   local id, body, place = bodies[2 * fits + 1], bodies[2 * fits + 2], 0
   local ids, messages = tasks.ids, tasks.messages
@@ -118,8 +118,8 @@ end
 
 -- Drop the oldest waiting tasks until `over.tasks` tasks and `over.bytes` bytes are gone; return
 -- whether that was possible. If not enough tasks can be dropped, nothing is dropped. If the bound
--- was lowered and the queue is far above it, this call only has to make the queue smaller; it adds
--- `created` tasks of `new_bytes` bytes.
+-- was lowered and the queue is far above it, this call only has to make the queue smaller. The call
+-- adds `created` tasks of `new_bytes` bytes.
 local function drop_oldest(now, over, created, new_bytes)
   check_hash(KEYS.tasks)
   check_rights(KEYS.tasks, { 'ZREM', 'HDEL', 'HMGET', 'EXISTS', 'HINCRBY' })

@@ -18,9 +18,9 @@ local function fields_of(hash_key, ids)
   return redis.call('HMGET', hash_key, unpack(ids))
 end
 
--- Return whether a queue without pending tasks needs no upkeep. This takes one command. Two kinds
--- of upkeep can wait, so they are checked only every few minutes: trimming dead tasks, and
--- forgetting the last calls of old senders.
+-- Return, with one command, whether a queue without pending tasks needs no upkeep. Two kinds of
+-- upkeep can wait, so they are checked only every few minutes: trimming dead tasks, and forgetting
+-- the last calls of old senders.
 local function is_idle(now, swept, dead_age)
   if math.abs(now - parse_int(swept, 0)) < math.min(300000000, dead_age / 10) then
     return redis.call(
@@ -40,8 +40,8 @@ local function is_idle(now, swept, dead_age)
   ) == 0
 end
 
--- Return whether the queue has any of the keys that are usually missing. This one EXISTS saves a
--- read of each key. Fails if one of the keys has the wrong type.
+-- Return whether the queue has any of the keys that are usually missing. If it has none, one EXISTS
+-- command replaces a read of each key. Fails if one of the keys has the wrong type.
 local function has_unusual_keys()
   if redis.call(
     'EXISTS', KEYS.scheduled, KEYS.retry, KEYS.completed, KEYS.dead, KEYS.failures, KEYS.crashes,

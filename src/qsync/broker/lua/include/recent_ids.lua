@@ -14,7 +14,7 @@ local function remembered_times(tasks)
   return times
 end
 
--- Return the set of the places whose id was enqueued recently.
+-- Return the set of places in the batch at which the task's id was enqueued recently.
 local function recent_places(now, tasks, times)
   local ids, places, recent = {}, {}, {}
   for i in pairs(times) do

@@ -26,8 +26,8 @@ end
 -- of 8 bytes, and a record that is opaque to the scripts. A repeated call with `-` is recorded
 -- once; calls with `+` and the same key are steps of one action, and their numbers are added up.
 -- `ids` are the ids of the tasks; they are kept only while all of them fit.
--- Returns the number for the reply: `number`, or, for a repeated call with `-`, the number of the
--- first call.
+-- Returns the number that the script should reply. For a repeated call with `-`, it is the number
+-- of the first call, otherwise `number`.
 local function record_event(now, event, number, ids)
   local is_step = string.sub(event, 1, 1) == '+'
   if event == '' or is_step and number == 0 then

@@ -6,9 +6,10 @@ local function is_id(member)
   return string.find(member, '^[!-~]+$') ~= nil
 end
 
--- Update the crash counts; append ids that reach the limit to `died`, the other ids to `back`. A
--- task's first crash always counts. Later crashes count only if the task was marked as running. If
--- the task ran together with other suspects, its first SPARED_MOST crashes do not count.
+-- Update the crash counts. Append the ids whose count reaches the limit to `died`, and the other
+-- ids to `back`. A task's first crash always counts. Later crashes count only if the task was
+-- marked as running. If the task ran together with other suspects, its first SPARED_MOST crashes do
+-- not count.
 -- Returns the number of crashes that counted.
 local function count_crashes(ids, max_crashes, died, back)
   if #ids == 0 then

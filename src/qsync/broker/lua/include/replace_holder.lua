@@ -17,8 +17,8 @@ local function check_replacements()
   check_rights(KEYS.tasks, { 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZRANGE' })
 end
 
--- Return the time that the text of a due time means: `+<us>` after now, `<us>` Unix time, or empty
--- for now.
+-- Return the time for which the text of a due time stands: `+<us>` after now, `<us>` Unix time, or
+-- empty for now.
 local function time_of_due(now, text)
   local time = tonumber(text) or now
   return string.sub(text, 1, 1) == '+' and now + time or time

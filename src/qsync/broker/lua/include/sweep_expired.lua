@@ -12,8 +12,8 @@ local function sweep_completed(now, most)
   return #expired
 end
 
--- Delete dead tasks that are too old or too many, oldest first. Returns the number of deleted
--- tasks.
+-- Delete dead tasks that are too old, and the oldest ones if there are too many. Returns the number
+-- of deleted tasks.
 local function trim_dead(now, most, dead_limit, dead_age)
   local total = redis.call('ZCARD', KEYS.dead)
   if total == 0 then
@@ -37,7 +37,8 @@ end
 -- Maximum number of remembered ids per queue; the ids that expire first are deleted first.
 local recent_most = 250000
 
--- Delete remembered ids that have expired or are too many. Returns whether there may be more.
+-- Delete remembered ids that have expired, and the first ones to expire if there are more than
+-- `recent_most`. Returns whether there may be more to delete.
 local function sweep_recent(now, most)
   local total = redis.pcall('ZCARD', KEYS.recent)
   if type(total) ~= 'number' or total == 0 then
@@ -57,7 +58,8 @@ end
 -- Scan a part of a hash and delete the entries for which `is_over(field, value)` is true. Hashes
 -- are not ordered by age, so each call continues where the last one stopped. Returns the next
 -- cursor, whether the next call should continue without a pause, and the number of deleted entries.
--- It should if the scan has not ended and an eighth or more of this part was deleted.
+-- The next call should do so if the scan has not ended and an eighth or more of this part was
+-- deleted.
 local function sweep_part(hash_key, cursor, size, is_over)
   local reply = redis.pcall('HSCAN', hash_key, to_text(parse_int(cursor, 0)), 'COUNT', size)
   if reply.err then
@@ -128,7 +130,7 @@ end
 
 -- Delete expired entries from the hashes, at most once per second unless there was more to delete.
 -- The record of a server's last fetch is kept for an hour, and that of a sender's last enqueue for
--- ten minutes. No call is retried for that long. `swept` is the time in meta; `trimming` tells
+-- ten minutes. No call is retried for that long. `swept` is the time in `meta`; `trimming` tells
 -- whether there are more dead tasks to delete, and `busy` whether this call fetched tasks. If it
 -- fetched none and no entry has expired, nothing is written. Returns whether there is more to
 -- delete.
@@ -168,8 +170,8 @@ local function sweep_hashes(now, size, swept, trimming, busy)
 end
 
 -- Delete expired data. `leased` is the number of tasks that the fetch leased, and `swept` is the
--- time of the last sweep, from meta. `unusual` tells whether there may be completed or dead tasks.
--- Returns whether there is more to delete.
+-- time of the last sweep, from `meta`. `unusual` tells whether there may be completed or dead
+-- tasks. Returns whether there is more to delete.
 local function sweep_expired(now, limit, leased, swept, unusual, dead_limit, dead_age)
   local most, more, trimming = limit + leased, false, false
   if unusual then

@@ -61,8 +61,8 @@ function waiter_items.split_state(text)
   return stop and string.sub(text, 1, stop - 1) or text, stop and string.sub(text, stop + 1) or ''
 end
 
--- Return the items in a text from this byte on as a list; in the text, its length precedes each
--- item.
+-- Return the items in a text, from this byte on, as a list. In the text, each item follows its
+-- length.
 function waiter_items.list(text, at)
   local items = {}
   while at <= #text do
