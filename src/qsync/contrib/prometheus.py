@@ -347,7 +347,7 @@ def _type_metrics(samples: Sequence[QueueSample]) -> list[Metric]:
     """Return the tasks by type; the most frequent types have their own labels."""
     tasks = GaugeMetricFamily(
         "qsync_type_tasks",
-        "Pending and dead tasks by type; an estimate beyond 200 tasks in a state.",
+        "Pending and dead tasks by type; an estimate if a state has more than 200 tasks.",
         labels=["queue", "type", "state"],
     )
     paused = GaugeMetricFamily(
