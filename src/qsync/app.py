@@ -171,8 +171,8 @@ class Qsync(Registry):
         """Add an extension to all clients and servers that the app creates from now on.
 
         Raises ConfigError if the app already has an extension with this name, or if this extension
-        and an earlier one both have a sender. Also raises it if the extension acts on enqueues and
-        the app has already enqueued a task.
+        and an earlier one both have a sender. Also raises ConfigError if the extension acts on
+        enqueues and the app has already enqueued a task.
         """
         self._connections.extend(extension)
 

@@ -25,7 +25,7 @@ IN_TWO: Final = 32
 class Batcher(Generic[T, U]):
     """Combines concurrent requests into batches, one batch in flight at a time, in order.
 
-    Items that arrive while a batch is in flight go into the next one. So an idle batcher sends
+    Items that arrive while a batch is in flight go into the next batch. So an idle batcher sends
     immediately, and a busy batcher sends large batches. When IN_TWO or more items arrive together,
     half of them go first. From then on, the store works on one half of the items while the callers
     of the other half continue. If a batch fails, all its callers get the error. A lone caller sends

@@ -87,12 +87,12 @@ def count(number: float | None) -> str:
 
 
 def short_count(number: float) -> str:
-    """Return a number in few characters: `987`, `12.3k`, `4.5M`."""
+    """Return a number in a short form: `987`, `12.3k`, `4.5M`."""
     return "".join(short_count_parts(number))
 
 
 def short_count_parts(number: float) -> tuple[str, str]:
-    """Return a number in few characters, and its unit letter, which may be empty."""
+    """Return a number in a short form, and its unit letter, which may be empty."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size * (10 if unit == "k" else 1):
             return f"{number / size:.3g}", unit

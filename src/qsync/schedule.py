@@ -199,8 +199,8 @@ class Cron:
     def _offset(self, wall: datetime) -> timedelta:
         """Return the UTC offset of a reading.
 
-        With fold 0 it is the offset before a clock change, and with fold 1 the offset after the
-        change.
+        With fold 0, the result is the offset before a clock change, and with fold 1, the offset
+        after the change.
         """
         return self._zone.utcoffset(wall.replace(tzinfo=self._zone)) or timedelta()
 

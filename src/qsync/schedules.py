@@ -45,7 +45,7 @@ T = TypeVar("T")
 Trips = Generator[Sequence[Call[Any]], list[Any], T]
 """A generator of round trips.
 
-Its driver sends the calls of each round trip and passes back the replies in order.
+The driver of the generator sends the calls of each round trip and passes back the replies in order.
 """
 
 LOOK_US: Final = 120_000_000
@@ -194,9 +194,9 @@ class Schedules(_AnySchedules):
         next call for the name leaves only one.
 
         Raises InvalidTask if a value is invalid, or if a program has a periodic task with this name
-        for this queue. Also raises it if the task has an option that would be the same at each tick
-        (`id`, `delay`, `process_at`, `deadline`, `debounce`). The call can be repeated after
-        StoreUnavailable.
+        for this queue. Also raises InvalidTask if the task has an option that would be the same at
+        each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`). The call can be repeated
+        after StoreUnavailable.
         """
         self._check_open()
         content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)
@@ -275,9 +275,9 @@ class AsyncSchedules(_AnySchedules):
         next call for the name leaves only one.
 
         Raises InvalidTask if a value is invalid, or if a program has a periodic task with this name
-        for this queue. Also raises it if the task has an option that would be the same at each tick
-        (`id`, `delay`, `process_at`, `deadline`, `debounce`). The call can be repeated after
-        StoreUnavailable.
+        for this queue. Also raises InvalidTask if the task has an option that would be the same at
+        each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`). The call can be repeated
+        after StoreUnavailable.
         """
         self._check_open()
         content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)

@@ -21,7 +21,7 @@ STARTS_AGE_US: Final = 90 * 86_400_000_000
 """How long an entry is kept."""
 
 SAME_DEPLOY_US: Final = 3_600_000_000
-"""Starts of one version that follow each other within this time form one entry."""
+"""Longest time between two successive starts of one version that form one entry."""
 
 STORED_LIMIT: Final = 1 << 20
 """Maximum decompressed size of a queue's record, in bytes."""

@@ -98,8 +98,9 @@ class Signature:
         )
 
     def carried_result(self, value: Any) -> Any:
-        """Return a copy of the result to encode. Raises CodecError if `result_of` would change the
-        value.
+        """Return a copy of a handler's result that can be encoded.
+
+        Raises CodecError if `result_of` would change the value.
         """
         transport = self._result[1]
         if type(value) in transport.leaves or type(value) is bytes:

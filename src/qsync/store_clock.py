@@ -1,8 +1,8 @@
 """The store's clock, as known in the current context (`contextvars`). Without I/O.
 
-All times in the store come from its clock. So "3 min ago" must be computed with that clock, and not
-with the clock of the machine that shows it. Until `follow` is called, both clocks are assumed to
-agree.
+All times in the store come from the store's own clock. So "3 min ago" must be computed with that
+clock, and not with the clock of the machine that shows it. Until `follow` is called, both clocks
+are assumed to agree.
 """
 
 from __future__ import annotations

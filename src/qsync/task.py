@@ -74,7 +74,7 @@ class _PositionalFields(msgspec.Struct, frozen=True, gc=False):
 
 
 class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False):
-    """A task to enqueue: a type, a payload and options. Raises InvalidTask if one of them is wrong.
+    """A task to enqueue: a type, a payload and options. Raises InvalidTask if a value is invalid.
 
     `payload` is bytes, or any value that msgpack can encode. Durations are seconds or a timedelta;
     times are aware datetimes.
@@ -172,8 +172,8 @@ def check_type(value: object) -> str:
 def has_options(task: Task) -> bool:
     """Return whether a task sets options other than type, payload, queue, id and retry."""
     return not (
-        # A chain ends at the first comparison that fails; comparing two tuples would take twice as
-        # long.
+        # A chain of comparisons ends at the first one that fails; comparing two tuples would take
+        # twice as long.
         task.delay is None
         and task.retry_delay is None
         and task.process_at is None
@@ -225,7 +225,7 @@ def options_of(task: Task) -> StoredOptions:
 def _times(task: Task) -> tuple[int | None, int | None, int | None]:
     """Return `process_at`, `delay` and `deadline` in microseconds.
 
-    Raise InvalidTask if one of them is wrong, or if two of them cannot be used together.
+    Raise InvalidTask if one of these options is wrong, or if two of them cannot be used together.
     """
     process_at = deadline = None
     if task.process_at is not None:

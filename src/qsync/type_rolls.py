@@ -32,7 +32,8 @@ from qsync.times import MINUTE_US
 from qsync.type_counts import TypeCounts, decode_block, decode_report, encode_block, sum_of
 
 TYPES: Final = 100
-"""Maximum number of types with separate statistics per queue; the others are counted as `OTHER`."""
+"""Maximum number of types with separate statistics per queue; further types are counted as
+`OTHER`."""
 
 OTHER: Final = "other"
 

@@ -75,8 +75,10 @@ class ValueTransport:
         return f"{problem.removeprefix(': ')}{hint}"
 
     def _refusal(self, value: Any, why: str) -> str:
-        """Return why the decoder rejects a value. If its type is the reason, name only the two
-        types."""
+        """Return why the decoder rejects a value.
+
+        If the value's type is the reason, name only the two types.
+        """
         type_name = "None" if value is None else type(value).__qualname__
         if not re.fullmatch(r"Expected `[^`]*`, got `[^`]*`", why):
             return f"{type_name} does not match the annotation: {why}"

@@ -121,15 +121,15 @@ class AsyncClient(ClientBase):
         """Store all tasks and return one handle per task, in the same order.
 
         The call checks every task before it sends the first one, so after InvalidTask nothing was
-        sent. A task whose id or unique lock is taken is not an error. Its handle has `created`
+        sent. A task whose id or unique lock is taken is not an error. The handle then has `created`
         False and refers to the task that holds the id or lock. One call to the store carries at
-        most 250 tasks or 1 MiB. `durability` is as for `enqueue`; tasks in one round trip share a
-        wait.
+        most 250 tasks or 1 MiB. `durability` is as for `enqueue`; tasks in one round trip share one
+        wait for the confirmation.
 
         A bounded queue accepts tasks up to its bound; then the call raises QueueFull. An error's
         `handles` are the handles of the tasks for which the store replied. To repeat the call
         without running a task twice, give the tasks ids. The store remembers an id for an hour, or
-        for the app's `remember_ids`. In that time, enqueueing the id again returns a handle with
+        for the app's `remember_ids`. Until then, enqueueing the id again returns a handle with
         `created` False, even if the task has completed.
         """
         self._queries.check_open()
@@ -311,7 +311,7 @@ class AsyncClient(ClientBase):
     async def _replies_to(
         self, keys: QueueKeys, chunks: Sequence[Sequence[NewTask]], wait: Wait | None, ends: float
     ) -> list[list[Enqueued] | QsyncError]:
-        """Send each chunk in one call, all in one round trip."""
+        """Send each chunk in one call, and all calls in one round trip."""
         with self._call_sequences.acquire(len(chunks)) as call_ids:
             calls = [
                 ops.enqueue(keys, chunk, sender=sender, number=number, wait=wait)

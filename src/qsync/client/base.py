@@ -152,8 +152,8 @@ class ClientBase:
         return None
 
     def _note_registered(self, queue: str, reply: Any) -> None:
-        """Record the reply to a registration; a failed one is retried later and does not fail the
-        enqueue."""
+        """Record the reply to a registration; a failed registration is retried later and does not
+        fail the enqueue."""
         if isinstance(reply, QsyncError):
             self._announcer.failed(queue)
         else:

@@ -150,8 +150,8 @@ class BusyQueues:
     def upkeep_at(self, queue: QueueState) -> float:
         """Return when a fetch is due even without tasks, by the clock `boot_s`.
 
-        If there are many queues, only queues with held tasks need such a fetch, which detects
-        whether the store has lost its data.
+        A fetch detects whether the store has lost its data. A server with many queues needs this
+        only for queues whose tasks it holds.
         """
         if self.many and not queue.held:
             return math.inf
@@ -194,7 +194,8 @@ class BusyQueues:
             await asyncio.sleep(max(ends - boot_s(), 0.001))
 
     async def with_tasks(self, queues: Sequence[QueueState]) -> Sequence[QueueState]:
-        """Return the queues that may have pending tasks; if there are several, check them first."""
+        """Return the queues that may have pending tasks; if there are several queues, check them
+        first."""
         if not self.many:
             return queues
         for start in range(0, len(queues), CHECKS_PER_EXCHANGE):

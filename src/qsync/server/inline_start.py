@@ -3,7 +3,7 @@
 Creating and scheduling an asyncio task costs as much as all the other work that a server does for a
 message. A handler that awaits nothing does not need its own task, so the starter takes the first
 step of each run itself. If the run then waits, it keeps the asyncio task in which it began, and the
-starter continues in a new one. Each handler still has its own asyncio task and context.
+starter continues in a new asyncio task. Each handler still has its own asyncio task and context.
 
 The starter takes ready tasks one at a time, for up to YIELD_AFTER_S, and then settles all tasks
 that ended in this turn together.

@@ -1,9 +1,9 @@
 """Logs when the store becomes unreachable and when it is reachable again, for all parts of a server
 together.
 
-Each part retries several times per second. The log gets one line for the first failure, one per
-minute after that, and one when all parts work again. The event loop and the heartbeat threads call
-this module.
+Each part retries several times per second. The log gets one line for the first failure, then one
+line per minute, and one line when all parts work again. The event loop and the heartbeat threads
+call this module.
 """
 
 from __future__ import annotations

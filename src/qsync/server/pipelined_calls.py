@@ -1,7 +1,7 @@
 """Sends calls of many queues in one pipeline, if all queues are on one node.
 
 A round trip with many calls costs about as much as one with few calls. So the calls that a server's
-settlers make while one exchange is in flight share the next exchange.
+settlers make while an exchange is in flight share the next exchange.
 """
 
 from __future__ import annotations

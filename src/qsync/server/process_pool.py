@@ -61,9 +61,9 @@ _reply_decoder = msgspec.msgpack.Decoder(Reply)
 class ProcessPool:
     """Runs handlers in up to `processes` spawned processes, for one event loop.
 
-    Processes are started on demand and reused. They ignore SIGINT and SIGTERM. The pool ends a
-    process on a timeout or a cancellation, when the process has been idle for IDLE_S, after REUSE
-    tasks, and when the pool is closed. All processes end when the server's process ends.
+    Processes are started on demand and reused. The processes ignore SIGINT and SIGTERM. The pool
+    ends a process on a timeout or a cancellation, when the process has been idle for IDLE_S, after
+    REUSE tasks, and when the pool is closed. All processes end when the server's process ends.
     """
 
     def __init__(self, processes: int | None = None, setup: ChildSetup | None = None) -> None:

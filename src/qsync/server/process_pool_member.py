@@ -433,7 +433,7 @@ def _descriptor_of(process: Any) -> int:
 def _kill_all() -> None:
     """Kill all processes at exit.
 
-    Otherwise, multiprocessing would wait for them, although they ignore SIGTERM.
+    Otherwise, multiprocessing would wait for the processes, which ignore SIGTERM.
     """
     for process in list(_spawned):
         if process._reaper is None and process._owner == os.getpid():  # not in a forked copy

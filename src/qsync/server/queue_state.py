@@ -35,7 +35,7 @@ from qsync.server.metrics import MetricRow
 from qsync.task import TaskInfo
 
 Stop = Literal["cancelled", "lost", "timeout", "shutdown"]
-"""Why a running handler is stopped."""
+"""Reason for stopping a running handler."""
 
 
 class HandlerNotStarted(asyncio.CancelledError):
@@ -112,7 +112,8 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     """asyncio task of the handler, or the future of its result if it runs in a thread; None unless
     it may be cancelled."""
     call: Any = None
-    """BatchCall that runs the task together with others; None means the task runs alone."""
+    """BatchCall that runs the task together with other tasks; None means that the task runs
+    alone."""
     timer: asyncio.TimerHandle | None = None
     progress: tuple[float, float] | None = None
     waits: bool = False

@@ -44,7 +44,8 @@ class RunMetrics:
     """Counts on the event loop of a server; any thread may read the counts.
 
     An outcome counts once it has been settled in the store. If the server dies before that, the
-    task runs again and is counted only then. All calls together cost about a microsecond per task.
+    task runs again and is counted only then. All calls for a task together cost about a
+    microsecond.
     """
 
     def __init__(self, types: Iterable[str], *, limit: int = TYPES) -> None:

@@ -114,8 +114,7 @@ class Runner:
         return list(self._failures.unknown_types)
 
     def submit(self, leased: Iterable[LeasedTask]) -> None:
-        """Run these tasks in order as slots become free; if the server accepts no tasks, hand them
-        back."""
+        """Run tasks in order as slots become free; if the server accepts none, hand them back."""
         if not self._capacity.accepting:
             for task in leased:
                 self.settle(task, op_values.HandedBack(task.id, task.token))
@@ -213,8 +212,7 @@ class Runner:
             self._batches.start(due.popleft())
 
     def _begin_batched(self, leased: LeasedTask) -> bool:
-        """Start a task of a batch handler, or add it to a batch; return False if there is no
-        handler."""
+        """Start or batch a task of a batch handler; return False if there is no such handler."""
         batch = self._invoker.find_batch(leased.message.type)
         if batch is None:
             leased.queue.unknown_type_at = boot_s()
@@ -349,7 +347,7 @@ class Runner:
     async def _mark(self, leased: LeasedTask) -> bool:
         """Mark a task with earlier crashes as running; return False if it may not run.
 
-        Such a task has been handed back or dropped.
+        A task that may not run has been handed back or dropped.
         """
         suspects = self._suspects
         try:

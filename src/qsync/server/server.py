@@ -106,8 +106,7 @@ class Server:
         """Collector of run metrics, or None; set it before the start."""
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
-        """Class of `current().client` for handlers on the event loop; handlers in threads get a
-        `client_type`."""
+        """Class of `current().client` on the event loop; handlers in threads get `client_type`."""
         self.child_setup: ChildSetup | None = None
         self.replaced: ReplacedParts = ReplacedParts()
         self.hooks: Hooks = Hooks()
@@ -366,8 +365,7 @@ class Server:
     def _on_generation(self, queue: QueueState, *, lost: bool) -> None:
         """Publish the rules again, since the store may have lost them.
 
-        `lost` is false at the first fetch, when the store may have lost them since the server
-        started.
+        `lost` is false at the first fetch; even then, the store may have lost them since the start.
         """
         self._queue_rules.publish_again(queue.name)
         if lost:

@@ -128,7 +128,7 @@ class Settler:
         """Queue several tasks in the phase SETTLING, as `add` does.
 
         `completed` are those that completed without a result. `timed` is a sample of all tasks, and
-        `slowest` has the slowest ones, each with its end time by boot_s.
+        `slowest` has the slowest tasks, each with its end time by boot_s.
         """
         self._timed += timed
         for leased, ended_s in slowest:

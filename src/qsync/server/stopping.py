@@ -113,7 +113,8 @@ class Stopping:
             leased.timer = self._loop.call_later(HUNG_AFTER_S, self._give_up, leased)
 
     def _stop_in_call(self, leased: LeasedTask, call: BatchCall, why: Stop) -> bool:
-        """Stop a task that a batch handler runs with others; return whether the call stops."""
+        """Stop a task that a batch handler runs with other tasks; return whether the handler's call
+        stops."""
         if why in ("cancelled", "lost") and leased.stop != "lost":
             leased.stop = why
         return call.stop(why)
@@ -163,7 +164,7 @@ class Stopping:
     def _give_up(self, leased: LeasedTask) -> None:
         """Free the slot of a handler that keeps running although it was stopped.
 
-        This also frees the slot of a task that could not start because the store did not reply.
+        Also frees the slot of a task that could not start because the store did not reply.
         """
         if leased.phase is not RUNNING:
             return
@@ -194,7 +195,7 @@ class Stopping:
     def hand_back_ready(self, *, older_than: float = -1e9) -> None:
         """Hand back the tasks that have not started.
 
-        With `older_than`, hand back only those that were fetched over `older_than` seconds ago.
+        With `older_than`, hand back only the tasks that were fetched over `older_than` seconds ago.
         """
         limit = boot_s() - older_than
         young: list[LeasedTask] = []

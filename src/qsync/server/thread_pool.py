@@ -194,7 +194,8 @@ class ThreadPool:
             hung.add()
 
     async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is not an error to reach it
-        """Take no more calls, drop waiting ones, and wait up to `timeout` seconds for running ones.
+        """Accept no more calls, drop waiting calls, and wait up to `timeout` seconds for running
+        calls.
 
         Return False if some calls are still running; their threads are daemons and do not delay the
         exit of the process.
@@ -214,7 +215,7 @@ class ThreadPool:
         return not self._calls
 
     def _start_threads(self) -> None:
-        """Start threads, up to `threads`, until each call that was not abandoned has one."""
+        """Start threads, up to `threads`, until each call that was not abandoned has a thread."""
         usable = self._live - self.lost + self._unreplaced
         if usable >= self._threads:
             return

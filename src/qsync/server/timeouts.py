@@ -15,7 +15,7 @@ from typing import Final
 from qsync.server.queue_state import RUNNING, LeasedTask
 
 SPARE: Final = 256
-"""Number of ended runs that a queue may hold in addition to running ones before the queue is
+"""Number of ended runs that a queue may hold, in addition to current runs, before the queue is
 cleaned up."""
 
 

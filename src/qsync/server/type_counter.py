@@ -94,7 +94,7 @@ class TypeCounter:
         return self._slowest.setdefault(queue, DaySlowest())
 
     def completed_slowly(self, queue: QueueState, leased: LeasedTask, ended_s: float) -> None:
-        """Record a completed run that may be among the slowest ones; `ended_s` is by the clock
+        """Record a completed run that may be among the slowest; `ended_s` is by the clock
         `boot_s`."""
         type = leased.message.type
         if leased.has_started and type in self._rows.get(queue.name, ()):

@@ -1,8 +1,8 @@
 """Shares free slots among queues by weight. Without I/O.
 
-This is smooth weighted round-robin, with many slots at a time. In each round, a queue earns credit
-in proportion to its weight, and pays for the slots that it receives. So over time, the shares
-follow the weights, with any number of slots per round.
+The algorithm is smooth weighted round-robin, for many slots at a time. In each round, a queue earns
+credit in proportion to its weight, and pays for the slots that it receives. So over time, the
+shares follow the weights, with any number of slots per round.
 """
 
 from __future__ import annotations
