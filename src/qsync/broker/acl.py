@@ -119,8 +119,8 @@ def _shared_keys(role: Role, prefix: str) -> tuple[str, ...]:
 def checkable(role: Role) -> tuple[str, ...]:
     """Return the commands of a role that the script `permissions` checks.
 
-    The script does not check EVAL, EVALSHA and PING. It also omits WAIT and WAITAOF, since only
-    durability waits need them.
+    The script does not check EVAL, EVALSHA and PING. The result also omits WAIT and WAITAOF, since
+    only durability waits need them.
     """
     return tuple(sorted(set(commands(role)) - {*EVERYBODY, "wait", "waitaof"}))
 

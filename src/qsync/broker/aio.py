@@ -416,8 +416,8 @@ class AsyncBroker(BaseBroker["AioPool"]):
     def _recent_refusal(self, pool: AioPool) -> Exception | None:
         """Return the error of a connection attempt that failed within the last RECONNECT_S.
 
-        This limits connection attempts to one per RECONNECT_S, even if many calls wait for the
-        store.
+        Callers that get this error do not connect, so there is at most one connection attempt per
+        RECONNECT_S, even if many calls wait for the store.
         """
         refused, now = self._refused.get(pool), time.monotonic()
         if refused is None:

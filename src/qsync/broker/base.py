@@ -79,9 +79,9 @@ class BaseBroker(Generic[PoolT]):
     def sends_packets(self) -> bool:
         """Whether calls may be sent encoded, with `converse`.
 
-        This is not possible for calls that carry the time of a test's clock. The patience must also
-        leave time for another attempt after the read timeout, since `converse` has no other time
-        limit.
+        Calls that carry the time of a test's clock cannot be sent in this way. The patience must
+        also leave time for another attempt after the read timeout, since `converse` has no other
+        time limit.
         """
         ends = ends_in(self.patience or ONE_TRY_S)
         is_patient = exchange_end(ends, self._read_timeout, used=True) is None

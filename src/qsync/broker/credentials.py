@@ -15,7 +15,7 @@ class CredentialProvider(Protocol):
     """A provider of credentials, as in redis-py and valkey-py; it need not inherit from their base
     classes.
 
-    It may have `async def get_credentials_async` as well; asyncio connections then await that
+    If the provider also has `async def get_credentials_async`, asyncio connections await that
     method instead.
     """
 

@@ -132,8 +132,8 @@ _SCHEMA: Final = re.compile(r"SCHEMA (\d+) (\d+)")
 
 
 _BOUND: Final = re.compile(r"FULL (max_tasks|max_bytes) (\d+) (\d+) (\d+)")
-"""Error that the store returns for an enqueue that would exceed a bound. It names the bound, its
-value, the current count, and how many tasks fit."""
+"""Error that the store returns for an enqueue that would exceed a bound. The error names the bound,
+its value, the current count, and how many tasks fit."""
 
 
 def of_new_connection(error: Exception) -> Exception:

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 
 def spared_crashes(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, int]:
-    """Return, by task id, the number of crashes that did not count against the task; tasks without
-    such crashes are left out."""
+    """Return a dict from task ids to the number of crashes that did not count against the task;
+    tasks without such crashes are left out."""
     counts = {}
     for id, text in zip(ids, crashes, strict=True):
         if text and (match := _SPARED.match(text)):
@@ -18,7 +18,8 @@ def spared_crashes(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, i
 
 
 def runnable_times(ids: list[bytes], texts: list[bytes | None]) -> dict[str, int]:
-    """Return the time in each text `@<us>`, by task id; skip other texts, which hold progress."""
+    """Return a dict from task ids to the time in each text `@<us>`. Skip other texts, which hold
+    progress."""
     return {
         id.decode(): int(text[1:])
         for id, text in zip(ids, texts, strict=True)

@@ -1,8 +1,8 @@
 """The operations on limits: their rules, states, holders and waiters.
 
 A rule applies to a name; an operator's rule may also apply to a single limit. If several rules
-exist, an operator's rule for this limit comes first, then an operator's rule for its name, then the
-program's rule. Without a rule, a limit is unlimited.
+exist, an operator's rule for the limit takes precedence over an operator's rule for its name, and
+both take precedence over the program's rule. Without a rule, a limit is unlimited.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class LimitDetail:
     operator: StoredOperatorRule | None
     """The operator's rule in effect; None if none is set."""
     holders: list[str]
-    """Ids of active tasks that hold the limit, up to HOLDERS."""
+    """Ids of active tasks that hold the limit, at most HOLDERS of them."""
     place: int | None
     """Number of waiters before the requested task; None means it does not wait for this limit."""
 

@@ -152,7 +152,8 @@ class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
     passed_over: bool = False
     """Whether tasks with limits were not leased because the server has no free slots for them."""
     spared: dict[str, int] = {}
-    """Number of crashes that did not count, by task id; tasks without such crashes are left out."""
+    """Numbers of crashes that did not count. The keys are task ids; tasks without such crashes are
+    left out."""
     since: dict[str, int] = {}
-    """Time at which a task that was handed back, recovered or rerun became runnable, in us, by task
-    id."""
+    """Times, in us, at which tasks that were handed back, recovered or rerun became runnable. The
+    keys are task ids."""

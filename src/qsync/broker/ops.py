@@ -219,7 +219,7 @@ def retry(
     """Put failed tasks into `retry` until their next attempt.
 
     If a failure record exceeds SHORT_FAILURE bytes, a store that is out of memory refuses the whole
-    call. It refuses calls of `kill` and `hand_back` in the same case.
+    call. The store also refuses calls of `kill` and `hand_back` in this case.
     """
     return _settle("retry", keys, tasks, now_us, records=[task.failure for task in tasks])
 

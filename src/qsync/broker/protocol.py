@@ -122,9 +122,9 @@ class RedisConnection(asyncio.Protocol):
         self._is_late = False
         """Whether the deadline was extended because the event loop was blocked."""
         self._timer: asyncio.TimerHandle | None = None
-        """Timer that is due no later than the exchange in flight. It may belong to an earlier
-        exchange, because creating and cancelling a timer for each exchange costs more than a
-        needless check every few seconds."""
+        """Timer that is due no later than the exchange in flight. The timer may belong to an
+        earlier exchange, because creating and cancelling a timer for each exchange costs more than
+        a needless check every few seconds."""
         self._transport.set_protocol(self)
 
     @property

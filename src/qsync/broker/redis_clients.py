@@ -134,8 +134,8 @@ def async_node_client(
 ) -> redis.asyncio.Redis:
     """Make an asyncio client of one node, or of the primary that the Sentinels name.
 
-    Its reads have no timeout. Instead, the caller limits the time of a whole exchange, which costs
-    less than redis-py's timeout on every write and read.
+    The client's reads have no timeout. Instead, the caller limits the time of a whole exchange,
+    which costs less than redis-py's timeout on every write and read.
     """
     import redis.asyncio
     from redis.asyncio.retry import Retry

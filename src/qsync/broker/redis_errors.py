@@ -4,9 +4,9 @@ Importing redis-py takes longer than importing all other modules that a client n
 imports it only for the first broker. Modules that are imported together with qsync name an error as
 an attribute of this module (`redis_errors.ResponseError`; `from ... import` would import redis-py
 immediately). The pools, their connections, the listeners and `sentinel` import redis-py at their
-head, because they need more of redis-py, or need its errors for every reply. These modules are
-imported only when a broker connects. `redis_clients` imports redis-py in the functions that make
-clients.
+head, because they need more of redis-py, or need its errors for every reply. All of these modules
+are imported only when a broker connects. `redis_clients` imports redis-py in the functions that
+make clients.
 """
 
 from typing import TYPE_CHECKING, Any

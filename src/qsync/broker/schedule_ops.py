@@ -38,8 +38,8 @@ class DueSchedules(NamedTuple):
     now_us: int
     next_us: int | None
     wrong: bool
-    """Whether the recorded next ticks may be wrong. They may if the clock was ahead at the last
-    ticks and has been set back since."""
+    """Whether the recorded next ticks may be wrong. They may be wrong if the clock was ahead at the
+    last ticks and has been set back since."""
     rows: list[StoredScheduleRow]
 
 

@@ -134,7 +134,7 @@ def last_runs(keys: QueueKeys, *, count: int) -> Call[list[LastRuns]]:
 
 
 def missed_runs(keys: QueueKeys) -> Call[list[tuple[str, int]]]:
-    """Read which schedules of a queue missed their last tick, and that tick in us."""
+    """Read which schedules of a queue missed their last tick, and the time of that tick in us."""
 
     def decode(reply: Any) -> list[tuple[str, int]]:
         pairs = [entry.rpartition("@") for entry in reply[0].decode(errors="replace").split()]

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _FOLDER: Final = Path(__file__).with_name("lua")
 _LOADER: Final = cast("ResourceLoader", __spec__.loader)
-"""Loader of this module. It also reads the scripts if qsync runs from a zip archive."""
+"""Loader of this module. The loader can read the scripts even if qsync runs from a zip archive."""
 
 _SLOT: Final = re.compile(r"^-- (KEYS|ARGV|REPLY)\[(\d+)\] (\w+) +(\S+)", re.MULTILINE)
 _INCLUDE: Final = re.compile(r"^-- include: (.+)$", re.MULTILINE)

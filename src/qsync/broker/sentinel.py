@@ -3,8 +3,8 @@
 """Sentinel support: find the primary, and pool connections to it.
 
 redis-py's own Sentinel pools raise an error when all connections are in use. redis-py's search for
-the primary raises "No master found" for every failure and hides the cause. These classes wait for a
-connection and report the cause. (Blocking brokers have their own pools.)
+the primary raises "No master found" for every failure and hides the cause. The classes here wait
+for a connection and report the cause. (Blocking brokers have their own pools.)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A client's map from a cluster's slots to its nodes. No I/O.
 
 A client learns the map from any node that replies, and applies the corrections that nodes send
-(MOVED). It asks again if a node does not reply or the cluster is down. So a node that is down
-delays only the calls for its own keys.
+(MOVED). The client asks again if a node does not reply or the cluster is down. So a node that is
+down delays only the calls for its own keys.
 """
 
 from __future__ import annotations

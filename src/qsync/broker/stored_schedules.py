@@ -36,11 +36,12 @@ NEVER_US: Final = 250_246_627_200_000_000
 """Value that means "no next tick", in microseconds: a time in the year 9900."""
 
 FORMAT: Final = 1
-"""Layout of a record after its stamp. It is compact because there may be 100,000 records. It begins
-with one byte: 16 times FORMAT, plus 4 if the message does not end in DEFAULTS, plus the index of
-`missed` in MISSED. Two bytes with the length of the next part follow. That part is a period in
-microseconds as text, or a cron expression; unless the expression is in UTC, a line feed and the
-time zone are appended. The rest is the part of the task's message that follows its nonce.
+"""Layout of a record after its stamp. The layout is compact because there may be 100,000 records. A
+record begins with one byte: 16 times FORMAT, plus 4 if the message does not end in DEFAULTS, plus
+the index of `missed` in MISSED. Two bytes with the length of the next part follow. This next part
+is a period in microseconds as text, or a cron expression. If the expression is not in UTC, a line
+feed and the time zone are appended. The rest of the record is the part of the task's message that
+follows the nonce.
 """
 
 DEFAULTS: Final = codec.encode([True, 3, None])[1:]

@@ -80,9 +80,9 @@ class TruncatedMessage(NamedTuple):
 class QueueSnapshot:
     """A snapshot of a queue. `memory` is in bytes; None when the store does not report it.
 
-    `first` holds the messages and failure records of the first pending tasks. It leaves out tasks
-    for which the store has the time at which they became runnable; `since_us` is the earliest of
-    these times.
+    `first` holds the messages and failure records of the first pending tasks. `first` leaves out
+    tasks for which the store has the time at which they became runnable; `since_us` is the earliest
+    of these times.
     """
 
     now_us: int
@@ -314,9 +314,9 @@ class AuditRow:
     beside: tuple[str, ...]
     """Names of the hashes that have an entry for the id."""
     lock: str
-    """Lock that the id is recorded to hold; empty if there is none."""
+    """Lock that the task holds according to its own entry; empty if there is none."""
     holder: str
-    """Id that holds that lock."""
+    """Id that holds the lock according to the lock's entry."""
     claim: str
     """Lock that names the id as its holder, if the audit found the id through that lock. For an
     invalid entry among the locks, `claim` is the name of the entry, and the id is empty."""

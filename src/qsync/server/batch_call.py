@@ -18,7 +18,7 @@ class BatchCall:
     def __init__(self, tasks: Sequence[LeasedTask], limit: float | None, *, plain: bool) -> None:
         self.tasks = tasks
         self.limit = limit
-        """Timeout of the call in seconds, the shortest timeout of its tasks; None means no
+        """Timeout of the call in seconds, which is the shortest timeout of its tasks; None means no
         limit."""
         self.plain: bool = plain
         """True while no task of the call has options and none has been stopped."""

@@ -23,8 +23,8 @@ UNSENT_S: Final = 3600.0
 seconds."""
 
 PROBE_S: Final = 0.001
-"""Length of the first wait after a failed wait, in seconds. This wait shows whether the store is
-back."""
+"""Length of the first wait after a failed wait, in seconds. A short wait is enough to find out
+whether the store is back."""
 
 
 class Waiters:

@@ -10,8 +10,8 @@ If a crash does not count, the suspect is spared, which means that it runs alone
 long the next time. After it has been spared three times, each crash counts again.
 
 Suspects run one after another, for at most TOTAL_S in total. After that, suspects that were never
-spared run together. They run together earlier if one of them runs for long and running all waiting
-suspects one after another would exceed TOTAL_S. Spared suspects always begin alone.
+spared run together. Suspects run together earlier if one of them runs for long and running all
+waiting suspects one after another would exceed TOTAL_S. Spared suspects always begin alone.
 """
 
 from __future__ import annotations

@@ -76,9 +76,9 @@ def current(state: type[Any] | None = None) -> Current[Any]:
 
     For type checkers, `current(State).state` is a State; `current(State)` raises QsyncError if the
     lifespan yielded another type. In a handler with executor="process", the client and the state
-    belong to its process, which runs the lifespan itself. There, `.cancelled` is always False,
-    since the process is killed when the run should stop. In a test, call the task in place, or use
-    `qsync.testing.context`.
+    belong to its process, which runs the lifespan itself. In such a handler, `.cancelled` is always
+    False, since the process is killed when the run should stop. In a test, call the task in place,
+    or use `qsync.testing.context`.
     """
     try:
         context: Current[Any] = running.get()

@@ -30,8 +30,8 @@ LIVE_LIMIT_S: Final = 60.0
 blocked, is no longer live."""
 
 STORE_AWAY_S: Final = 3.0
-"""Time after which the store counts as unreachable, in seconds. The time begins with a fetch that
-is not answered, or with the first failure to fetch or to wait for tasks."""
+"""Time after which the store counts as unreachable, in seconds. The time is counted from a fetch
+that gets no answer, or from the first failure to fetch or to wait for tasks."""
 
 SILENT_S: Final = 15.0
 """How long a queue may have no fetch before it counts as not served, in seconds. The limit is at

@@ -37,7 +37,8 @@ TICK_S: Final = 0.25
 class Heartbeat:
     """A thread that renews the leases of the queues on one node.
 
-    It calls `on_refusals` on the event loop, and its `watchdog`, if it has one, in the thread.
+    The thread calls `on_refusals` on the event loop. If it has a `watchdog`, it calls it in the
+    thread itself.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- begin_ticks: read, for each schedule, the time after which its ticks are due. This is the last
--- tick that was enqueued, or the time since which the schedule has had its current expression,
--- whichever is later. It is the current time if the schedule is new, if its expression changed, or
--- if no server published the schedule while other schedules were published. So no earlier ticks are
--- enqueued. During a deploy, old and new servers may publish two expressions of one schedule. So
--- each expression has its own time, which is kept while servers publish the expression. If a wrong
--- clock recorded the last tick, the script uses the current time instead.
+-- begin_ticks: read, for each schedule, the time after which its ticks are due. This time is the
+-- last tick that was enqueued, or the time since which the schedule has had its current expression,
+-- whichever is later. The latter is the current time if the schedule is new, if its expression
+-- changed, or if no server published the schedule while other schedules were published. So no
+-- earlier ticks are enqueued. During a deploy, old and new servers may publish two expressions of
+-- one schedule. So each expression has its own time, which is kept while servers publish the
+-- expression. If a wrong clock recorded the last tick, the script uses the current time instead.
 -- include: check_schema clock
 -- KEYS[1] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[2] schedules  hash    #<schedule> -> its expressions; # -> start and last time, us, of the

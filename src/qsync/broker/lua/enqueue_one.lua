@@ -1,8 +1,8 @@
 #!lua
--- enqueue_one: store one new task without options. It takes a third of the time that `enqueue`
--- takes. It creates shared functions only in the blocks that need them. A repeated call writes
--- nothing and returns the same reply, even after the task has left the queue. When the store is out
--- of memory, it refuses the call and writes nothing.
+-- enqueue_one: store one new task without options. This script takes a third of the time that
+-- `enqueue` takes. The script creates shared functions only in the blocks that need them. A
+-- repeated call writes nothing and returns the same reply, even after the task has left the queue.
+-- When the store is out of memory, it refuses the call and writes nothing.
 -- plain variant of: enqueue
 -- include: check_schema ensure_schema clock wake_server counters count_enqueued
 -- include: fairness_tags enqueue_replay

@@ -6,9 +6,9 @@
 -- longer owns.
 -- A queue without tasks, or with only dead ones, gets upkeep only every few minutes.
 -- A fetch that finds no tasks and no upkeep writes nothing, so an idle queue costs no disk space
--- and no replication. Such a fetch is not recorded either, so a fetch that repeats its number is an
--- ordinary fetch. A fetch with `again` is recorded, so that a late copy of the call finds its
--- number.
+-- and no replication. A fetch that writes nothing is not recorded, so a fetch that repeats its
+-- number is an ordinary fetch. A fetch with `again` is recorded, so that a late copy of the call
+-- finds its number.
 -- The first fetch from a queue sets the generation; a later change of it means that data were lost.
 -- variants: plain flow
 -- flow include: message_bytes

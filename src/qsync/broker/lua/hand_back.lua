@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- hand_back: return tasks that a server leased but will not run, without counting an attempt. Tasks
 -- without a delay go to the head of `pending`, in this order; tasks with a delay go to `scheduled`.
--- A task with a cancel request ends instead. If a task never started, the rate of each of its
--- limits gets the start back, minus the starts that the limit has regained since the lease. A row
--- may close a limit for some time, during which no task that holds the limit starts.
+-- A task with a cancel request ends instead. If a task never started, its start is refunded to the
+-- rates of its limits, minus the starts that each limit has regained since the lease. A row may
+-- close a limit for some time, during which no task that holds the limit starts.
 -- variants: plain flow
 -- flow include: message_bytes
 -- include: check_schema preconditions clock wake_server counters crash_counts

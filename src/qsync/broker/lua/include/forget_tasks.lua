@@ -81,7 +81,7 @@ local function check_end_cancelled()
   check_set(KEYS.completed)
 end
 
--- End cancelled tasks. Those with a retention go to `completed`, and the others leave the queue.
+-- End cancelled tasks. Tasks with a retention go to `completed`, and the others leave the queue.
 -- The `cancels` hash has the retention. The caller has already removed the ids from their state.
 local function end_cancelled(now, ids)
   local gone = {}

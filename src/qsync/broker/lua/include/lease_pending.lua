@@ -11,9 +11,9 @@ end
 
 -- flow:
 -- Limits for parking. A fetch parks pending tasks that may not start, which means that it moves
--- them into `limited`. It parks at most `most` tasks. Once it has parked at least half of the tasks
--- that it has read, it reads larger parts, because many of the next tasks may also be of a paused
--- type. A larger part has at most `chunk` ids and at most about `bytes` of messages.
+-- them into `limited`. One fetch parks at most `most` tasks. Once it has parked at least half of
+-- the tasks that it has read, it reads larger parts, because many of the next tasks may also be of
+-- a paused type. A larger part has at most `chunk` ids and at most about `bytes` of messages.
 local parking = { most = 300, chunk = 250, bytes = 4000000 }
 
 -- Read the first `wanted` tasks that may start, up to `max_bytes` of messages; `head` is the result

@@ -3,8 +3,8 @@
 -- Maximum number of tasks with limits to count; counting more would block the store for too long.
 local COUNTED_MOST = 100000
 
--- Return, by limit, how many active tasks and how many pending tasks hold it; nothing if more than
--- COUNTED_MOST tasks have limits.
+-- Return, for each limit, how many active tasks and how many pending tasks hold it; nothing if more
+-- than COUNTED_MOST tasks have limits.
 local function count_holds()
   if redis.call('HLEN', KEYS.holds) > COUNTED_MOST then
     return

@@ -79,8 +79,8 @@ local known = {
 }
 
 -- Return a rule as a table; false when it is not valid. `lateness` is the longest time by which a
--- task can start after its limit has opened without delaying later starts. This is less than the
--- time between two starts, so at most rate + burst tasks start in any window.
+-- task can start after its limit has opened without delaying later starts. The lateness is less
+-- than the time between two starts, so at most rate + burst tasks start in any window.
 local function read_rule(text)
   local rule = known.rules[text]
   if rule == nil then
@@ -326,11 +326,11 @@ local function subtract_held(ids, field)
   end
 end
 
--- For active tasks that never began, give the starts back to the rates of their limits; `leased_at`
--- has the times of their leases. The tasks' slots are released separately. A limit may have
--- regained starts since the oldest of these leases. These are not given back, because other tasks
--- may have used them, and because the limit could have been full since then without the leases. So
--- no window has more starts than the rate and the burst allow.
+-- Refund the starts of active tasks that never began to the rates of their limits; `leased_at` has
+-- the times of the leases. The tasks' slots are released separately. A limit may have regained
+-- starts since the oldest of these leases. These starts are not refunded, because other tasks may
+-- have used them, and because the limit could have been full since then without the leases. So no
+-- window has more starts than the rate and the burst allow.
 local function refund_starts(ids, leased_at)
   if not limits_used then
     return

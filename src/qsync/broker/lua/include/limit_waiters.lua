@@ -114,8 +114,8 @@ local function admit_tasks(args, new_holds, refused)
   return #pending / 2
 end
 
--- Return, by id, the limits of new tasks' types that are paused; nil if there are none. `bodies`
--- alternates ids and messages.
+-- Return a table from the ids of new tasks of paused types to the limits of these types; nil if
+-- there are none. `bodies` alternates ids and messages.
 local function refused_by_type(bodies)
   if next(paused_limits()) == nil then
     return nil

@@ -34,7 +34,7 @@ local function count_crashes(ids, max_crashes, died, back)
   return crashed
 end
 
--- Make tasks dead. Their messages and records are kept until the tasks are trimmed.
+-- Make tasks dead. The messages and records of the tasks are kept until the tasks are trimmed.
 local function make_dead(now, ids)
   if #ids == 0 then
     return

@@ -4,8 +4,8 @@
 -- item is the order tag as 8 bytes, a zero byte if the task has several limits, and the id. An
 -- entry of `waiters` is the limit, a zero byte and an item; all scores are 0, so entries are
 -- ordered by bytes. An entry has no id if no other limited task has the same tag, since `limited`
--- then gives the id. A limit with waiters in its state also has an entry without an item, its
--- marker.
+-- then gives the id. If a limit has waiters in its state, `waiters` also has an entry of the limit
+-- without an item, its marker.
 
 -- Functions on items. `most` is the maximum number of items in the state of a limit, and `refill`
 -- is the number that is moved there when none is left.
@@ -82,8 +82,8 @@ function waiter_items.text(items)
   return table.concat(parts)
 end
 
--- Return whether an item comes after another one. This compares bytes, as the store does; the `<`
--- of Lua uses the locale.
+-- Return whether an item comes after another one. The function compares bytes, as the store does,
+-- because the `<` of Lua uses the locale.
 function waiter_items.is_after(item, other)
   if #item < 8 or #other < 8 then
     return true -- damaged; it is removed when its turn comes
@@ -142,8 +142,8 @@ local function lengthen_entry(tag, id)
   end
 end
 
--- Return, by id, which of these tasks share their tag with a limited task; the argument alternates
--- tags and ids. Usually all limited tasks have lower tags, so one read is enough.
+-- Return the set of ids of those tasks that share their tag with a limited task; the argument
+-- alternates tags and ids. Usually all limited tasks have lower tags, so one read is enough.
 local function shared_tags(args)
   local lowest, highest, by_tag, shared = tonumber(args[1]), tonumber(args[1]), {}, {}
   by_tag[lowest] = args[2]

@@ -1,5 +1,5 @@
--- wake_server: wake one server with a free slot. This is an idle server that waits for a message on
--- its channel or, if there is none, a server that blocks on the list. If the store refuses a
+-- wake_server: wake one server with a free slot: an idle server that waits for a message on its
+-- channel or, if there is none, a server that blocks on the wake list. If the store refuses a
 -- command, the work is only delayed, since servers check the queue regularly.
 
 -- Send a message to the idle server that has waited longest, and remove this server from the set.
