@@ -2,7 +2,7 @@
 
 By default a task waits 1 to 2 s after its first failure, since most failures are transient, and
 much longer after each further failure. Each delay is drawn uniformly from a window, so that tasks
-that failed together do not retry together; see Marc Brooker, "Exponential Backoff And Jitter" (AWS
+that failed together do not retry together. See Marc Brooker, "Exponential Backoff And Jitter" (AWS
 Architecture Blog, 2015).
 """
 

@@ -144,8 +144,8 @@ class BulkEnqueue(Generic[T]):
     ) -> Iterator[RoundTrip]:
         """Yield the round trips for tasks of a queue, each with at most `calls` calls.
 
-        A round trip carries at most BATCH_BYTES. The next round trip may be taken while the
-        previous one is in flight; taking it also creates the handles of the tasks whose replies
+        A round trip carries at most BATCH_BYTES. The caller may take the next round trip while the
+        previous one is in flight. Taking it also creates the handles of the tasks whose replies
         have arrived.
         """
         for first in range(0, len(indices), calls * op_values.BATCH_SIZE):
@@ -170,7 +170,7 @@ class BulkEnqueue(Generic[T]):
             raise failed
 
     def note(self, chunk: Chunk, reply: list[Enqueued]) -> None:
-        """Process the reply for tasks that were sent again."""
+        """Process the reply to the tasks that were sent again."""
         self._answered.append((chunk, reply))
 
     def handles(self) -> list[T]:

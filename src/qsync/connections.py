@@ -1,8 +1,8 @@
 """The clients of an app.
 
 Clients that the app returns belong to their callers. For task functions, the app keeps shared
-clients: a blocking one per process, since connections do not survive a fork, and an asynchronous
-one per event loop.
+clients: one blocking client per process, since connections do not survive a fork, and one
+asynchronous client per event loop.
 """
 
 from __future__ import annotations

@@ -273,8 +273,8 @@ class Batcher(Generic[T, U]):
                 future.cancel()
             raise
         self._sent, self._sent_arrivals = [], []
-        # Resolve the futures in a later callback, so that the next batch is sent first: the store
-        # works on that batch while the callers of this batch continue.
+        # Resolve the futures in a later callback, so that the next batch is sent first. The store
+        # then works on that batch while the callers of this batch continue.
         loop.call_soon(_resolve, futures, replies)
 
 

@@ -108,8 +108,8 @@ def checked_task(task: object) -> Task:
 def is_refused(task: NewTask, reply: Enqueued) -> bool:
     """Return whether the reply to an enqueue of one task is an error.
 
-    If a handler enqueues a child task that an earlier attempt has already enqueued, the reply is
-    not an error, even if the child task has since left the queue.
+    The reply is not an error if an earlier attempt of the handler has already enqueued the child
+    task, even if that task has since left the queue.
     """
     if reply.outcome in ("created", "replaced"):
         return False

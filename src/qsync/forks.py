@@ -4,8 +4,8 @@ connections.
 Python calls the functions of `os.register_at_fork` in the children that it forks. uWSGI forks
 without calling them, unless its option `py-call-uwsgi-fork-hooks` is set. Therefore, blocking
 calls, and the code that encodes a task, call `notice`. On Linux, `notice` reads a byte of a page
-that the kernel clears in each child, which is ten times as fast as the system call for the process
-id.
+that the kernel clears in each child. Reading it is ten times as fast as the system call for the
+process id.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checks that folders, files and sockets belong to this user alone.
 
-In a folder that another user owns or may write to, that user could replace a file with a link to
-another file, or listen on the socket. Each function raises a ConfigError that says what to do.
+If another user owns a folder or may write to it, that user could replace a file in it with a link
+to another file, or listen on the socket. Each function raises a ConfigError that says what to do.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class Registry:
         raises, or a list of the wrong length, fails all tasks of the call. Each task has its own
         lease, attempts, retries, deadline and result. The timeout of the call is the shortest of
         the tasks' timeouts. A task that is cancelled while the call runs ends as cancelled when the
-        call ends; the call itself is cancelled once all of its tasks are cancelled. A call uses one
+        call ends. The call itself is cancelled once all of its tasks are cancelled. A call uses one
         slot of `concurrency`. A task that was interrupted by a server crash runs in a call of its
         own.
 
@@ -269,8 +269,9 @@ class Registry:
 
         A plain function becomes a task with this name; `executor`, `middleware` and the options
         work as in `task`. If the function is a task, the options override the task's. Raises
-        ConfigError if the name is taken, the schedule or an option is wrong, a parameter has no
-        value, or `id`, `deadline` or `process_at` is set, which would be the same at each tick.
+        ConfigError if the name is taken, the schedule or an option is wrong, or a parameter has no
+        value. Also raises ConfigError for `id`, `deadline` and `process_at`, which would be the
+        same at each tick.
         """
         with at_definition():
             schedule = schedule_of(cron, every, tz)

@@ -1,7 +1,7 @@
 """Interprets the outcome of a task, and sets the poll intervals, for task_queries.py.
 
 The end of a task is published on a channel of its queue (see result_listener.py). This message may
-be lost, so callers also poll: they read the task at the start, when a message arrives, and every 1
+be lost, so callers also poll. They read the task at the start, when a message arrives, and every 1
 to 5 s.
 """
 

@@ -143,7 +143,10 @@ def entered(
 
 
 def _due(hooks: Hooks, created: Iterable[TaskInfo]) -> Iterator[tuple[Hook, TaskInfo]]:
-    """Yield each "enqueued" hook with each task; if there are no hooks, do not read `created`."""
+    """Yield each "enqueued" hook with each task.
+
+    Without hooks, `created` is not read, since reading it builds a TaskInfo for each task.
+    """
     if enqueued := hooks.of("enqueued"):
         for info in created:
             yield from ((hook, info) for hook in enqueued)

@@ -149,8 +149,10 @@ class LeaseKeeper:
             queue.in_flight = None
 
     async def mend(self, queue: QueueState, ids: Sequence[str]) -> None:
-        """Repair leases of this server that expired or that it may not know about: renew the leases
-        on held tasks, and hand the other tasks back."""
+        """Repair leases of this server that have expired or that it may not know about.
+
+        Renew the leases on held tasks, and hand the other tasks back.
+        """
         held = [queue.held[id] for id in ids if id in queue.held]
         stray = [id for id in ids if id not in queue.held]
         try:

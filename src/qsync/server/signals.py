@@ -2,7 +2,7 @@
 
 A loop has one handler per signal, which all servers of the loop share. This handler also calls the
 previous one (e.g. uvicorn's), which is restored when the last server ends. asyncio keeps the
-handlers of a loop in private attributes; if these are not accessible, a previous handler of the
+handlers of a loop in private attributes. If these are not accessible, a previous handler of the
 loop is not restored.
 """
 

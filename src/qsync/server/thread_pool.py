@@ -143,7 +143,8 @@ class ThreadPool:
             return True
         if call.abandoned:
             return call.started
-        call.abandoned = True  # set before reading `started`; the thread does the reverse
+        # Set `abandoned` first, because the thread sets `started` before it reads `abandoned`.
+        call.abandoned = True
         if not call.started:
             return False
         call.counted_lost = True
@@ -163,7 +164,8 @@ class ThreadPool:
                 return  # later calls have waited for a shorter time
             if call.started or call.claim is None or call.future.done():
                 continue
-            call.withdrawn = True  # set before reading `started`; the thread does the reverse
+            # Set `withdrawn` first, because the thread sets `started` before it reads `withdrawn`.
+            call.withdrawn = True
             if not call.started:
                 call.future.set_exception(HandlerNotStarted())
 

@@ -23,7 +23,7 @@ TYPES: Final = 200
 `OTHER`."""
 
 TIMED: Final = 32
-"""Sampling interval: of this many consecutive tasks, one is timed."""
+"""Sampling interval: one of this many consecutive tasks is timed."""
 
 _COMPLETED: Final = OUTCOMES.index("completed")
 _HANDED_BACK: Final = OUTCOMES.index("handed_back")

@@ -93,7 +93,7 @@ class Shares:
                     continue
                 bound = brought * self._weights[other] / weight
                 # If two queues of equal weight are both cut short, each requests one task more than
-                # the other returned, so that its next fetch still shows whether it is cut short.
+                # the other returned. Its next fetch then still shows whether it is cut short.
                 bound += self._weights[other] == weight and other in self._truncated
                 earned[other] = min(earned[other], bound)
 
