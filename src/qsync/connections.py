@@ -59,7 +59,7 @@ _NO_URL = (
 ClientTypes = tuple[Callable[..., "Client"], Callable[..., "AsyncClient"]]
 
 _OF_STORE = ("_where", "prefix", "_options", "_blocking", "_by_loop", "client_types")
-"""Attributes of a Connections object whose values depend on the store."""
+"""Names of the attributes that depend on the store; `pointed_at` saves and restores them."""
 
 
 class Connections:
@@ -138,8 +138,10 @@ class Connections:
     def pointed_at(
         self, address: Address, prefix: str, client_types: ClientTypes | None = None
     ) -> Iterator[None]:
-        """Use another store and prefix inside the block; the caller closes the block's shared
-        clients before the block ends."""
+        """Use another store and prefix within the block.
+
+        The caller closes the shared clients that were created in the block before the block ends.
+        """
         before = {name: vars(self)[name] for name in _OF_STORE}
         self._where, self.prefix, self.client_types = address, prefix, client_types
         self._options = {**self._options, "prefix": prefix}

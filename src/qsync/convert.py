@@ -195,7 +195,7 @@ def _check(node: Any) -> None:
 
 
 def _check_info(info: Any, seen: set[Any]) -> None:
-    """Check a type description of msgspec and the fields in it, like `_check`."""
+    """Check a type description of msgspec and the fields in it, as `_check` does."""
     if isinstance(info, msgspec.inspect.CustomType):
         if _is_pydantics(info.cls):
             _validator(info.cls)

@@ -18,7 +18,7 @@ STARTS: Final = 200
 """Maximum number of entries per queue; the oldest are dropped."""
 
 STARTS_AGE_US: Final = 90 * 86_400_000_000
-"""How long an entry is kept."""
+"""Time for which an entry is kept, in microseconds."""
 
 SAME_DEPLOY_US: Final = 3_600_000_000
 """Longest time between two successive starts of one version that form one entry."""

@@ -38,7 +38,7 @@ class DaySlowest:
 
     def __init__(self) -> None:
         self.floors: dict[str, float] = {}
-        """Thresholds in seconds, by type: only a run that takes longer is among the slowest."""
+        """Thresholds in seconds, by type. Only a run that takes longer is among the slowest."""
         self._day = 0
         self._runs: dict[str, list[SlowRun]] = {}
         self._fresh: dict[str, list[SlowRun]] = {}
@@ -65,7 +65,7 @@ class DaySlowest:
             self.floors.clear()
 
     def fresh(self) -> dict[str, list[SlowRun]]:
-        """Return the runs that were added since `forget_fresh`, by type."""
+        """Return the runs that were added since the last call of `forget_fresh`, by type."""
         return self._fresh
 
     def forget_fresh(self) -> None:

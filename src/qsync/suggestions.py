@@ -49,7 +49,7 @@ NOTES: Final = {
     "ignore_result": "leave it out: a result is kept only if the task has a retention",
     "expires": "did you mean 'deadline'? It is a time: datetime.now(UTC) + timedelta(seconds=...)",
     "max_age": "did you mean 'deadline'? It is a time: datetime.now(UTC) + timedelta(...)",
-    "max_tries": "did you mean 'retry'? It does not count the first attempt: 4 for 5 tries",
+    "max_tries": "did you mean 'retry'? It does not count the first attempt, so pass 4 for 5 tries",
 }
 """Hints for options of other libraries where qsync's name for the option would not be enough."""
 

@@ -246,7 +246,9 @@ class TaskFunction(Generic[P, R, Q, V]):
 
 
 def overridden(name: str, known: TaskOptions, options: TaskOptions) -> TaskOptions:
-    """Return the options of a task, overridden by others. Raise InvalidTask if an option is wrong.
+    """Return a task's `known` options, overridden by `options`.
+
+    Raise InvalidTask if an option is wrong.
 
     `delay` replaces `process_at`, and `process_at` replaces `delay`.
     """

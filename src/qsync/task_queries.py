@@ -46,10 +46,10 @@ SERVERS_S: Final = 0.5
 """Maximum time, in seconds, that a waiting caller spends on reading which servers are live."""
 
 MESSAGE_ROOM: Final = 512 * 1024
-"""Estimated size in a reply, in bytes, of a task with its message; limits the size of a batch."""
+"""Estimated size, in bytes, of a task with its message in a reply; limits the size of a batch."""
 
 RESULT_ROOM: Final = 64 * 1024
-"""Estimated size in a reply, in bytes, of a task without its message but possibly with a result."""
+"""Estimated size, in bytes, of a task in a reply without its message but possibly with a result."""
 
 
 class _Unknown(Enum):
@@ -270,8 +270,9 @@ class AsyncTaskQueries(_TaskQueriesBase):
             ) from None
         if self._loop is not None and self._loop is not loop:
             raise ConfigError(
-                "an AsyncClient belongs to the event loop that used it first, and this is another; "
-                "create one for each loop and close it there, or enqueue with task functions"
+                "an AsyncClient belongs to the event loop that used it first, and this is another "
+                "loop; create a client for each loop and close it there, or enqueue with task "
+                "functions"
             )
         return loop
 

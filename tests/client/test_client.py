@@ -505,9 +505,9 @@ def test_async_client_on_another_loop_raises_an_error(store: Store, prefix: str)
     with asyncio.Runner() as runner:
         handle = runner.run(enqueue())
         for call in (enqueue, handle.info, handle.cancel, lambda: client.enqueue_many([Task("t")])):
-            with pytest.raises(ConfigError, match="create one for each loop"):
+            with pytest.raises(ConfigError, match="create a client for each loop"):
                 asyncio.run(call())
-        with pytest.raises(ConfigError, match="create one for each loop and close it there"):
+        with pytest.raises(ConfigError, match="create a client for each loop and close it there"):
             asyncio.run(client.aclose())
         assert runner.run(enqueue()).created, "it is still open"
         runner.run(client.aclose())

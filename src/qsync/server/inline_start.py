@@ -343,7 +343,8 @@ def _resume(
     run: Coroutine[Any, Any, Any] | FirstSteps, awaited: Any,
     context: contextvars.Context | None = None,
 ) -> Generator[Any, Any, Any]:  # fmt: skip
-    """Resume a waiting run until it ends, with each step in the context; return the run's value."""
+    """Resume a waiting run until it ends, running each step in the context; return the run's
+    value."""
     while True:
         try:
             sent = yield awaited

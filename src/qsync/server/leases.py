@@ -188,7 +188,7 @@ class LeaseKeeper:
             return
         held = list(queue.held.values())
         log.error(
-            "store lost: the generation of queue %s changed from %s to %s; %s held are lost",
+            "store lost: the generation of queue %s changed from %s to %s; %s held here are lost",
             queue.name, shorten(before), shorten(generation), plural(len(held), "task"),
         )  # fmt: skip
         for leased in held:

@@ -79,7 +79,8 @@ class MetricSource(Protocol):
 
 
 class MetricTotals:
-    """The sums of many sources, including ended ones, so that counters never decrease.
+    """The sums over many sources, including sources that have ended, so that counters never
+    decrease.
 
     One thread changes the totals; any thread may read them, since all state is in one reference.
     """

@@ -361,7 +361,7 @@ def _some_ids(entries: Sequence[Entry]) -> str:
 
 
 def _hand_back_record(record: Record) -> HandedBack:
-    """Return the record that hands a task back and keeps its failed attempts."""
+    """Return a record that hands the task back but keeps the history of its failed attempts."""
     if isinstance(record, HandedBack):
         return record
     delay_us = record.delay_us if isinstance(record, Retried) else None

@@ -172,7 +172,7 @@ def _ticks(row: StoredScheduleRow, queue: str, now_us: int) -> TickRow:
 
 
 def _missed(row: StoredScheduleRow, ticks: TickRow, now_us: int) -> Note | None:
-    """Return the note for the ticks that are too late to be enqueued; None if there are none."""
+    """Return a note about the ticks that are too late to be enqueued; None if there are none."""
     if not row.record or row.next_us is None:
         return None
     first = ticks.tasks[0].id if ticks.tasks else None

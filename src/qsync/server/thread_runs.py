@@ -86,7 +86,7 @@ class ThreadRuns:
     def _record(self, leased: LeasedTask, way: BoundHandler, value: Any) -> Any:
         """Return the record for a handler that returned, or None.
 
-        None means that the rest of the run must report a failure or store the last progress.
+        None means that the run must continue, to report a failure or to store the last progress.
         """
         if value is not None and type(value) in outcome.NEVER_RUN:
             return None

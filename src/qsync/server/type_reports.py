@@ -2,8 +2,8 @@
 
 The slowest completed runs of a minute are sent as a separate report. The server's start is also
 reported separately, and only once. A report replaces the server's earlier report for the same
-minute, so it can be sent twice. When a minute is over, one of the servers that reported it puts all
-reports into blocks (qsync.type_rolls). Reports that the store does not accept are dropped and
+minute, so it can be sent twice. When a minute is over, one of the servers that reported it merges
+all reports into blocks (qsync.type_rolls). Reports that the store does not accept are dropped and
 counted, so that statistics never delay a server.
 """
 
@@ -203,7 +203,7 @@ class TypeReports:
         return changes
 
     async def _roll(self, queue: str) -> None:
-        """Put a queue's reports of past minutes into blocks."""
+        """Merge a queue's reports of past minutes into blocks."""
         try:
             await roll_up(self._broker, self._queues[queue].keys, self._now_us())
         except QsyncError as error:
@@ -211,7 +211,7 @@ class TypeReports:
 
 
 async def roll_up(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> bool:
-    """Put a queue's reports of past minutes into blocks; return False if there are no reports.
+    """Merge a queue's reports of past minutes into blocks; return False if there are no reports.
 
     If two servers roll up the same reports at the same time, one of them changes nothing.
     """
