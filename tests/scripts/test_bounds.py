@@ -74,7 +74,7 @@ def test_call_beyond_max_tasks_is_refused_as_a_whole(rig: Rig) -> None:
     assert (error.queue, error.bound, error.limit, error.count) == ("queue", "max_tasks", 5, 3)
     assert error.room == 3  # c, the existing a, and d
     assert "queue queue does not have enough space for this call: 3 tasks are waiting" in str(error)
-    assert "enqueue less per call" in str(error)
+    assert "enqueue fewer or smaller tasks per call" in str(error)
     assert rig.dump() == before
     rig.enqueue("c", "a", "d")
     assert rig.enqueue("a") == [("exists", "a")]  # an existing id needs no room

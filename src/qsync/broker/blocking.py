@@ -82,9 +82,9 @@ class Broker(BaseBroker["Pool"]):
     ) -> list[T | QsyncError]:
         """Try each call once, and give up at `ends`.
 
-        All calls take one round trip, but in a cluster, each call takes its own. Calls with a
-        durability wait must come last and share this wait. `overlap` runs while the store works on
-        the calls; it is not called in a cluster.
+        The calls share one round trip, except in a cluster, where each call takes its own. Calls
+        with a durability wait must come last and share this wait. `overlap` runs while the store
+        works on the calls; it is not called in a cluster.
         """
         forks.notice()
         return self._decode(self._try(calls, ends, overlap) if calls else [], calls)
@@ -92,7 +92,7 @@ class Broker(BaseBroker["Pool"]):
     def run_once(self, call: Call[T], *, ends: float) -> T | QsyncError:
         """Try a call once, and give up at `ends`; return its result or the error.
 
-        The caller must have drawn a nonce, which detects forks.
+        The caller must have drawn a nonce before, since drawing one detects forks.
         """
         [reply] = self._try((call,), ends)
         if isinstance(reply, BaseException):

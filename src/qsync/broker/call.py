@@ -17,8 +17,8 @@ T = TypeVar("T")
 Argument = str | bytes | int
 
 Durability = Literal["fsync", "replica"]
-"""Failure that a confirmed task survives. With `fsync`, it survives a crash of the store's machine
-if the disk stays intact. With `replica`, it survives the loss of the machine."""
+"""Failure that a confirmed task survives. With `fsync`, the task survives a crash of the store's
+machine if the disk stays intact. With `replica`, the task survives the loss of the machine."""
 
 
 class Call(msgspec.Struct, Generic[T], frozen=True):

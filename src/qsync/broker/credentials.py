@@ -26,7 +26,7 @@ class CredentialProvider(Protocol):
 class CheckedProvider:
     """Asks a provider for credentials; an error that it raises becomes an error of the connection.
 
-    As for an unreachable store, qsync asks again until the patience of the call ends.
+    As with an unreachable store, qsync tries again until the patience of the call ends.
     """
 
     def __init__(self, provider: CredentialProvider) -> None:

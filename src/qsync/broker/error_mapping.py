@@ -246,7 +246,7 @@ def _beyond_bound(text: str, call: Call[Any]) -> QueueFull:
     problem, advice = "is full", "try again later"
     if int(count) < int(limit):
         problem = "does not have enough space for this call"
-        advice = f"{advice}, enqueue less per call"
+        advice = f"{advice}, enqueue fewer or smaller tasks per call"
     return QueueFull(
         f"queue {queue} {problem}: {int(count):,} {unit}, and {bound} is {int(limit):,}; "
         f"{advice}, or raise the bound",

@@ -189,7 +189,7 @@ def with_confirmation(calls: Sequence[Call[Any]], wait: Wait) -> Exchanges:
 def probe_durability(durability: Durability, address: Address) -> Exchanges:
     """Find out whether the store can confirm this durability; return False if unknown.
 
-    Raises ConfigError if the store cannot. Writes nothing.
+    Raises ConfigError if the store cannot confirm it. Writes nothing.
     """
     return _probe_fsync(address) if durability == "fsync" else _probe_replica(address)
 

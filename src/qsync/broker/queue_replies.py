@@ -44,6 +44,7 @@ def counters_of(flat: Sequence[bytes], tally: Sequence[bytes]) -> dict[str, int]
 
 
 def bounds_in(sizes: dict[TaskState, int], reply: Sequence[Any]) -> QueueBounds:
-    """Return the bounds of a queue and how full it is, from its state sizes and its meta."""
+    """Return the bounds of a queue and how full it is, from the sizes of its states and its
+    `meta`."""
     program, operator, size = reply
     return read_bounds(program, operator, sum(sizes[state] for state in WAITING), size)

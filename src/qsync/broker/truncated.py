@@ -12,7 +12,8 @@ HEAD: Final = 1024
 
 _EMPTY: Final = b"\xc4\x00"
 _LENGTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-"""Size in bytes of the length field of binary data and text in msgpack, by their first byte."""
+"""Sizes, in bytes, of the length fields of binary data and text in msgpack. The keys are the first
+bytes of such values."""
 
 
 def decode_cut(data: bytes, length: int) -> Message:
@@ -38,7 +39,7 @@ def decode_cut(data: bytes, length: int) -> Message:
 def _payload(head: bytes) -> tuple[int, int]:
     """Return start and end of the payload with its length field.
 
-    Raises IndexError if there is none.
+    Raises IndexError if the message has none.
     """
     offset = 1 + 1 + 9  # the head that the script adds: array, version, time stamp
     _, offset = _run(head, offset)  # the nonce

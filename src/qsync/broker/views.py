@@ -279,8 +279,8 @@ class Published:
     record: bytes
     seen_at_us: int
     pause_note: bytes | None
-    """Start of the pause in us, a space, and who paused the schedule and why; None if it is not
-    paused."""
+    """Start of the pause in us, a space, and a note that says who paused the schedule and why; None
+    if the schedule is not paused."""
     last_tick_us: int
     task: bytes | None
 
@@ -332,7 +332,8 @@ def audit(
 
 
 def stand(keys: QueueKeys, rows: Sequence[tuple[str, str]]) -> Call[tuple[str, list[AuditRow]]]:
-    """Look up ids; `rows` are pairs of an id and the lock that names it as its holder, or ""."""
+    """Look up ids. `rows` are pairs of an id and the lock that names the id as its holder, or "" if
+    no lock does."""
     return _audit(keys, ("", "0", 0, *[_raw(value) for row in rows for value in row]))
 
 

@@ -20,7 +20,7 @@ def outcomes_of_call(value: Any, count: int) -> Sequence[Any]:
         return [None] * count
     if type(value) in NEVER_RUN:
         raise never_run(value)
-    hint = "return None, or a list with a result or an exception for each task, in their order"
+    hint = "return None, or a list in task order with a result or an exception for each task"
     if not isinstance(value, list | tuple):
         name = type(value).__name__
         raise WrongOutcomes(f"the batch handler returned a value of type {name}: {hint}")

@@ -141,7 +141,7 @@ def named(id: str, type: str, crashes: int) -> str:
 
 
 def listed(names: Sequence[str], total: int) -> str:
-    """Return `: a, b and 7 more`, or an empty string without names."""
+    """Return `: a, b and 7 more`, or an empty string if there are no names."""
     if not names:
         return ""
     shown = ", ".join(names[:TASKS_NAMED])

@@ -18,10 +18,10 @@
 -- REPLY[1] miscounted list  limits whose counts are wrong
 -- REPLY[2] shut       list  open limits with waiters, but without a time at which they open
 -- REPLY[3] unlisted   list  limited tasks that are not among the waiters of any limit
--- REPLY[4] strays     list  waiters that are not limited tasks
--- REPLY[5] more       flag  there are more limited tasks or waiters
--- REPLY[6] uncounted  flag  more tasks have limits than can be counted
--- REPLY[7] unmarked   flag  the queue has tasks with limits but not layout 2
+-- REPLY[4] strays     list  entries among the waiters that belong to no limited task
+-- REPLY[5] more       flag  whether there are more limited tasks or waiters
+-- REPLY[6] uncounted  flag  whether more tasks have limits than can be counted
+-- REPLY[7] unmarked   flag  whether the queue has tasks with limits but not layout 2
 -- returns the fields of REPLY
 check_schema()
 local first, last = tonumber(ARGV.first), tonumber(ARGV.first) + tonumber(ARGV.count) - 1

@@ -9,7 +9,7 @@
 -- ARGV[3] offset     int     number of due schedules to skip, the earliest first
 -- REPLY[1] now    int   us
 -- REPLY[2] later  text  next tick of the other schedules, us; empty: there is none
--- REPLY[3] wrong  flag  the clock was ahead at the last ticks: next ticks may be wrong
+-- REPLY[3] wrong  flag  whether next ticks may be wrong, as the clock was ahead at the last ticks
 -- REPLY[4] rows   list  three values per schedule: name, next tick, record (nil when it is lost)
 check_schema()
 local now = clock(ARGV.now)

@@ -65,9 +65,9 @@
 --                              with another one, no tasks with limits are leased; empty: any
 -- REPLY[1] now         int   us
 -- REPLY[2] next_due    int   us until the next task or upkeep is due; -1: none known
--- REPLY[3] more        flag  upkeep has more to do
+-- REPLY[3] more        flag  whether upkeep has more to do
 -- REPLY[4] recovered   int   number of tasks recovered
--- REPLY[5] died        int   number of tasks dead of crashes
+-- REPLY[5] died        int   number of tasks that became dead because of crashes
 -- REPLY[6] ids         list
 -- REPLY[7] messages    list
 -- REPLY[8] failures    list  failure records
@@ -76,7 +76,7 @@
 -- REPLY[11] own_lapsed list  ids of the caller whose lease expired
 -- REPLY[12] paused     flag
 -- REPLY[13] generation text
--- plain REPLY[14] left flag  more tasks can be fetched
+-- plain REPLY[14] left flag  whether more tasks can be fetched
 -- flow REPLY[14] left  int   1: more tasks can be fetched; 2: only by a server with free slots;
 --                             3: more, and tasks with limits were not leased without free slots
 -- returns the fields of REPLY; ids, messages and the three lists after them match by position

@@ -20,7 +20,7 @@
 -- REPLY[4] program   bytes  program's rule
 -- REPLY[5] state     text
 -- REPLY[6] waiting   int    number of tasks that wait for this limit
--- REPLY[7] opens_at  text   us; empty: no task waits, or they wait for a slot
+-- REPLY[7] opens_at  text   us; empty: no task waits, or the waiters need a free slot
 -- REPLY[8] holders list ids of active tasks that hold it, among the first 10,000 active tasks
 -- REPLY[9] place     int    number of waiters before the task; -1: it does not wait for this limit
 -- returns the fields of REPLY

@@ -41,7 +41,7 @@
 -- REPLY[8] cancelled       int   number of completed tasks that were cancelled
 -- REPLY[9] runnable_since  text  earliest stored time, us, at which a pending task became runnable;
 --   empty: none is stored
--- REPLY[10] bounds         list  of the program and of an operator, and the size of all messages,
+-- REPLY[10] bounds         list  bounds of the program and of an operator, and the size of all messages,
 --   -1 when the queue does not record it
 -- REPLY[11] target         int   latency target, us; -1: none
 -- REPLY[12] died           list  dead tasks that no operator has acknowledged: number, and times of the

@@ -6,7 +6,7 @@
 -- KEYS[3] meta      hash    schema
 -- ARGV[1] now       int us  empty: the store's clock
 -- REPLY[1] now      text    us
--- REPLY[2] types    list    one row per type: type, pause, number of tasks that wait for the resume
+-- REPLY[2] types    list    one row per type: type, pause, number of tasks that wait until it is resumed
 check_schema()
 local types = {}
 for name in string.gmatch(redis.call('HGET', KEYS.limit_rules, '@') or '', '[^%z]+') do

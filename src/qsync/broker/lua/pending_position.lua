@@ -22,7 +22,7 @@
 -- REPLY[9] completed     text   counter
 -- REPLY[10] failed       text   counter
 -- REPLY[11] above        int    number of pending tasks with a higher priority
--- REPLY[12] next_run     text   time at which it runs again once its attempt has ended, us
+-- REPLY[12] next_run     text   time in us at which it runs again once its attempt has ended
 check_schema()
 local now = clock(ARGV.now)
 local last_fetch = redis.call('HGET', KEYS.fetches, ARGV.server) or ''

@@ -42,7 +42,7 @@
 -- ARGV[6] id         text    id of that task
 -- REPLY[1] deleted   int     number of deleted tasks
 -- REPLY[2] left      int     number left in the state
--- REPLY[3] more      flag    more tasks are left to delete
+-- REPLY[3] more      flag    whether more tasks are left to delete
 -- REPLY[4] score     text    score of the last task to delete
 -- REPLY[5] id        bytes   id of that task
 check_schema()

@@ -12,7 +12,7 @@
 -- KEYS[7] events    stream  actions of operators
 -- ARGV[1] now       int us  empty: the store's clock
 -- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
--- ARGV[3] by        text    operator who sets them; empty: they are the program's
+-- ARGV[3] by        text    operator who sets the rules; empty: they are the program's
 -- ARGV[4...] two values per rule: its name, or for an operator also one limit, and the rule; empty:
 --   remove it
 -- returns the number of rules that changed

@@ -26,7 +26,7 @@
 -- ARGV[4] due        text    `+<us>` after now, or `<us>` Unix time
 -- ARGV[5] sender     text    of a client, which numbers its calls; empty: none
 -- ARGV[6] number     int
--- ARGV[7] dry        flag    change nothing
+-- ARGV[7] dry        flag    whether to change nothing
 -- REPLY[1] state     text    state of the task; empty: it is not in the queue
 -- REPLY[2] due       text    its new due time, us; empty: its state has none, so nothing changed
 -- REPLY[3] deadline  text    the task's deadline, us, if it prevented the change

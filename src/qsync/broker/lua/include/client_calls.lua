@@ -3,7 +3,7 @@
 -- calls and has one in flight at a time; the record is `<number> <time us>`. No task depends on the
 -- record, so a command that fails is ignored.
 
--- If this call was made before, return its time, us; else nil.
+-- If this call was made before, return the time of the first call in us, else nil.
 local function first_call(sender, number)
   local last = sender ~= '' and redis.pcall('HGET', KEYS.calls, sender)
   if type(last) == 'string' then

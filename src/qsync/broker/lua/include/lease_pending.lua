@@ -20,10 +20,10 @@ local parking = { most = 300, chunk = 250, bytes = 4000000 }
 -- of read_pending at position 0. A task with limits is taken if none of them refuses it and `free`
 -- is above 0. A task that a limit refuses, or whose type is paused, is collected for park_pending.
 -- A task for which there is no free slot stays in `pending`. At most `parking.most` tasks are
--- parked, and at most `limit` tasks that stay are skipped. Returns: ids; messages; ids without a
--- message (normally none); whether tasks are left; ids to park; the limit that refused each of
--- these, by id; and a number. The number is 1 if no task stayed, 2 if all remaining tasks stayed,
--- and 3 if only some of them stayed.
+-- parked, and at most `limit` tasks that stay in `pending` are skipped. Returns: ids; messages; ids
+-- without a message (normally none); whether tasks are left; ids to park; the limit that refused
+-- each of these, by id; and a number. The number is 1 if no task stayed, 2 if all remaining tasks
+-- stayed, and 3 if only some of them stayed.
 local function take_pending(head, wanted, max_bytes, limit, free)
   local ids, messages, lost, parked, refused = {}, {}, {}, {}, {}
   local taken, bytes, position, chunk, stayed, surplus, read = 0, 0, 0, head, 0, false, 0

@@ -14,9 +14,9 @@ local limit_states, touched_limits, held_limits = {}, {}, {}
 local type_limits
 
 -- Return the limits of paused types as a set. A task of a paused type waits for the limit `@<type>`,
--- which has no slots. No task holds it, and the name of no other limit begins with `@`. The field
--- `@` of `limit_rules` holds these types, separated by zero bytes, and the field `@<type>` holds
--- the note of a pause.
+-- which has no slots. No task holds this limit, and the name of no other limit begins with `@`. The
+-- field `@` of `limit_rules` holds these types, separated by zero bytes, and the field `@<type>`
+-- holds the note of a pause.
 local function paused_limits()
   if not type_limits then
     type_limits = {}

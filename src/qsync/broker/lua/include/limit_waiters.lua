@@ -57,7 +57,7 @@ local function add_ready(limits)
 end
 
 -- Return the limit for which a task that becomes pending has to wait: a limit that is not open, or
--- for which other tasks wait. Return nil if there is none.
+-- for which other tasks wait. Return nil if there is no such limit.
 local function refusing_limit(limits)
   for i = 1, #limits do
     local state = touch_limit(limits[i])

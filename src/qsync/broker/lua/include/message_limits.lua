@@ -49,8 +49,8 @@ local function options_of_message(message)
   return (cmsgpack.unpack(string.sub(message, at)))
 end
 
--- Return the deadline in a message, us; infinite if there is none, or if the message is lost or
--- damaged.
+-- Return the deadline in a message, in us. It is infinite if the message has no deadline, or is
+-- lost or damaged.
 local function deadline_of_message(message)
   local known, options = pcall(options_of_message, message)
   local deadline = known and type(options) == 'table' and options.dl

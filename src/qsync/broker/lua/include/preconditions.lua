@@ -1,4 +1,5 @@
--- preconditions: checks that fail a script before its first write rather than between two writes.
+-- preconditions: check what would make a script fail between two writes, so that it fails before
+-- the first write instead.
 
 -- Fail unless the user may run these commands.
 local function check_rights(any_key, commands)

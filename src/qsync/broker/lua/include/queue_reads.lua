@@ -1,4 +1,4 @@
--- queue_reads: reads that several steps of a fetch need.
+-- queue_reads: read data that several steps of a fetch need.
 
 -- Return the lowest score in a set; infinity if the set is empty.
 local function lowest_score(set_key)

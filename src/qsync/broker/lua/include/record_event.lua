@@ -14,7 +14,7 @@ local function recent_event(key, record)
   end
 end
 
--- If the action is a repetition, return the time of the first call, us; else nil.
+-- If the call repeats an earlier call, return the time of the earlier call in us, else nil.
 local function first_event(event)
   if event ~= '' then
     local _, fields = recent_event(string.sub(event, 2, 9), string.sub(event, 10))
@@ -22,10 +22,11 @@ local function first_event(event)
   end
 end
 
--- Record an action that changed `number` things (0: none). `event` is empty, or `+` or `-`, a key
--- of 8 bytes, and a record that is opaque to the scripts. A repeated call with `-` is recorded
--- once; calls with `+` and the same key are steps of one action, and their numbers are added up.
--- `ids` are the ids of the tasks; they are kept only while all of them fit.
+-- Record an action that changed `number` things; 0 means that it changed nothing. `event` is empty,
+-- or it consists of `+` or `-`, a key of 8 bytes, and a record that is opaque to the scripts. A
+-- repeated call with `-` is recorded once; calls with `+` and the same key are steps of one action,
+-- and their numbers are added up. `ids` are the ids of the tasks; they are kept only while all of
+-- them fit.
 -- Returns the number that the script should reply. For a repeated call with `-`, it is the number
 -- of the first call, otherwise `number`.
 local function record_event(now, event, number, ids)

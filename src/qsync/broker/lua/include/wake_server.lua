@@ -1,6 +1,6 @@
--- wake_server: wake one server with a free slot: an idle server that waits for a message on its
--- channel or, if there is none, a server that blocks on the wake list. If the store refuses a
--- command, the work is only delayed, since servers check the queue regularly.
+-- wake_server: wake one server with a free slot. If an idle server waits for a message on its
+-- channel, wake that server. Otherwise, wake a server that blocks on the wake list. If the store
+-- refuses a command, the work is only delayed, since servers check the queue regularly.
 
 -- Send a message to the idle server that has waited longest, and remove this server from the set.
 -- If the server does not receive the message, try the next server. Returns false if there is no
