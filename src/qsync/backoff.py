@@ -32,7 +32,7 @@ often it reconnects."""
 LONGEST_LIST: Final = 100
 """Maximum number of delays in a list."""
 
-_MAX_S: Final = 36_525 * 86_400  # 100 years; a longer delay is a mistake
+_MAX_S: Final = 36_525 * 86_400  # 100 years, since a longer delay is probably a mistake
 
 
 class ExponentialBackoff(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -25,7 +25,10 @@ T = TypeVar("T")
 VERSION: Final = 1
 
 _KEPT: Final = (bytes, bytearray, memoryview, date, time, timedelta, UUID, Decimal)
-"""Types that msgspec encodes without loss; not datetime, which would lose its time zone."""
+"""Types that msgspec encodes without loss.
+
+They exclude datetime, which would lose its time zone.
+"""
 
 
 def _known(value: object) -> object:

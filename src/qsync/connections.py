@@ -265,7 +265,8 @@ class Connections:
         return client
 
     def here(self) -> AsyncClient:
-        """Return the shared client of the running event loop; it closes when the loop ends."""
+        """Return the shared client of the running event loop; the client closes when the loop
+        ends."""
         loop = asyncio.get_running_loop()
         loop_client = self._by_loop.get(loop)
         if loop_client is None:

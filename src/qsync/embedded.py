@@ -221,7 +221,10 @@ def valkey_environment() -> dict[str, str]:
 
 
 def _guard(program: str) -> None:
-    """Run Valkey in the working directory until no user is left; the guardian's main function."""
+    """Run Valkey in the working directory until no user process is left.
+
+    This is the guardian's main function.
+    """
     if os.fork():  # the parent exits, so that no user process has to reap the guardian
         os._exit(0)
     for number in (signal.SIGINT, signal.SIGHUP):

@@ -272,10 +272,10 @@ class GlobalKeys:
         return self.queues, self.servers, self.schedule_queues, self.events
 
     def server(self, server_id: str) -> str:
-        """Return the key of the hash that describes a server; it has a time to live."""
+        """Return the key of the hash that describes a server; this key has a time to live."""
         return f"{self.prefix}:server:{server_id}"
 
     def inbox(self, server_id: str) -> str:
-        """Return the key of the list of orders to a server (cancel, stack, quiet, stop); it has a
-        TTL."""
+        """Return the key of the list of orders to a server (cancel, stack, quiet, stop); this key
+        has a time to live."""
         return f"{self.prefix}:inbox:{server_id}"

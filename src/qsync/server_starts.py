@@ -100,7 +100,7 @@ def decode_starts(data: bytes | None) -> list[StoredStart]:
 def merge_starts(
     starts: Iterable[StoredStart], reports: Iterable[StartReport], now_us: int
 ) -> list[StoredStart]:
-    """Return the entries of a queue with reports added and old ones dropped, sorted by time."""
+    """Return the entries of a queue with reports added and old entries dropped, sorted by time."""
     merged = list(starts)
     for report in sorted(reports, key=lambda report: report.at_us):
         entry = next((each for each in reversed(merged) if _belongs(report, each)), None)

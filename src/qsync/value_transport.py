@@ -126,8 +126,8 @@ def _mark(value: Any) -> tuple[type, Any]:
     """Return a key that is equal for a value and its exact copies only.
 
     Datetimes are compared by their ISO text: `==` ignores offsets, and treats equal times in a
-    repeated hour as unequal. For a value without a time zone, `fold` also counts; with a time zone,
-    the offset reflects it.
+    repeated hour as unequal. Without a time zone, `fold` also counts. With a time zone, the offset
+    already reflects `fold`.
     """
     if isinstance(value, datetime | time):
         fold = value.fold if value.tzinfo is None else None

@@ -35,8 +35,10 @@ CHECKS_PER_EXCHANGE: Final = 100
 """Number of checks in one pipeline."""
 
 SLOW_S: Final = 300.0
-"""Longest time without a fetch from an idle queue, in seconds. Such a fetch trims dead tasks and
-removes expired data."""
+"""Longest time without a fetch from an idle queue, in seconds.
+
+Each fetch also trims dead tasks and removes expired data.
+"""
 
 PASS_ON_S: Final = 0.1
 """Shortest interval, in seconds, between the fetches by which a server without a free slot promotes
@@ -150,8 +152,8 @@ class BusyQueues:
     def upkeep_at(self, queue: QueueState) -> float:
         """Return when a fetch is due even without tasks, by the clock `boot_s`.
 
-        A fetch detects whether the store has lost its data. A server with many queues needs this
-        only for queues whose tasks it holds.
+        A fetch detects whether the store has lost its data. A server with many queues needs such a
+        fetch only for queues whose tasks it holds.
         """
         if self.many and not queue.held:
             return math.inf

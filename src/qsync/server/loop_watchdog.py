@@ -1,6 +1,6 @@
 """Detects a stalled event loop, logs the cause, and hands back tasks that cannot start.
 
-A heartbeat thread calls `check`; the loop responds by calling `_beat`.
+A heartbeat thread calls `check`, and the loop responds by calling `_beat`.
 """
 
 from __future__ import annotations

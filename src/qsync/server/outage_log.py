@@ -35,7 +35,7 @@ class Outage:
 
     def __init__(self) -> None:
         self.parts: dict[str, PartFailure] = {}
-        """Parts that are failing; may be read without the lock."""
+        """Parts that are failing. Any thread may read this without the lock."""
         self.reason: str = ""
         """Text of the last error; empty while all parts work. May be read without the lock."""
         self._lock = threading.Lock()

@@ -295,7 +295,7 @@ class WorkerProcess:
             return b""
         except OSError:
             data = b""
-        if not data:  # the process has ended; `_has_died` follows
+        if not data:  # the process has ended, so `_has_died` will be called
             self._loop.remove_reader(self._socket)
         return data
 

@@ -111,7 +111,7 @@ class Server:
         self.replaced: ReplacedParts = ReplacedParts()
         self.hooks: Hooks = Hooks()
         """Hooks for the server's tasks; add to them before the start."""
-        self.bounds: dict[str, Bounds] = {}  # bounds of queues; stored at the start
+        self.bounds: dict[str, Bounds] = {}  # bounds of queues, which `start` stores
         self._on_stop_order: Callable[[], object] | None = None
         self._health: HealthProbe | None = None
         self._client: Client | None = None

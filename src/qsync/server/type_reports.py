@@ -123,7 +123,8 @@ class TypeReports:
         return max((queue.store_time_us() for queue in self._queues.values()), default=0)
 
     async def report(self, *, last: bool = False) -> dict[str, int]:
-        """Report the current minute, or the one that has just ended; `last` marks the last report.
+        """Report the current minute, or the minute that has just ended; `last` marks the last
+        report.
 
         Returns, for each queue with reports to roll up, the minute before which they can be rolled
         up.
