@@ -264,7 +264,7 @@ class Registry:
         every      period, in seconds or as a timedelta; ticks are at its multiples since 1970 UTC
         missed     tasks to enqueue for ticks that are over 30 s late because no server ran: none
                    ("skip"), one for all of them ("once") or one for each ("all")
-        arguments  arguments of the function, by name, the same at each tick
+        arguments  arguments that every tick passes to the function, by name
         name       name of the schedule for all servers; by default the name of the task
 
         A plain function becomes a task with this name; `executor`, `middleware` and the options

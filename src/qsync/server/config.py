@@ -132,7 +132,7 @@ class Config:
     threads           threads for `def` handlers; by default the number of CPUs + 4, but at most 32
                       and at most concurrency
     processes         processes for `executor="process"` handlers; None means the number of CPUs
-    max_hung          how many handlers may ignore an order to stop before `run` ends with an
+    max_hung          how many handlers may ignore a request to stop before `run` ends with an
                       error; None means as many as concurrency
     result_limit      maximum size of an encoded result, in bytes; by default the app's
                       payload_limit. A task whose result is larger, or cannot be encoded, becomes
