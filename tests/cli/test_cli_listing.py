@@ -237,7 +237,7 @@ def test_tasks_are_selected_by_the_search_of_the_dashboard(live: Live) -> None:
         (["list", "age:1h"], "Search term “age:1h”. Write age:>1h"),
         (["list", "type:a", "--type", "b"], "the query and --type cannot be used together"),
         (["list", "queue:a", "--queue", "b"], "--queue b and queue:a cannot be used together"),
-        (["list", "queue:a*"], "the query may name one queue, without wildcards"),
+        (["list", "queue:a*"], "the query may name only one queue, without wildcards"),
         (["list", "a", "--query", "b"], "either as an argument or with --query"),
         (["list", "state:dead", "--state", "retry"], "cannot be used together"),
         (["retry", "--query", "state:dead,retry x"], "pass one state"),

@@ -79,7 +79,7 @@ def usage_in_one_line() -> Iterator[None]:
         context: Any = getattr(error, "ctx", None)
         text = error.format_message()  # type: ignore[attr-defined]
         if not text or (context is not None and text == context.get_help()):
-            raise  # typer prints the help of a group that is called without a command
+            raise  # a group was called without a command: typer prints its help
         message = _message_of(error)
         if context is not None:  # an error without a context keeps the path that parse_args set
             set_command_path(context.command_path)

@@ -214,7 +214,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen()  # from now on connections wait until the server runs
+        listener.listen()  # from now on, the kernel queues connections until the server runs
     except OSError as error:
         listener.close()
         why = error.strerror or error

@@ -57,8 +57,8 @@ Per = Annotated[float | None, option(
     parser=duration_of, metavar="TIME", help="Period of --rate, e.g. 1s, 1m, 1h.",
 )]  # fmt: skip
 Burst = Annotated[int | None, option(
-    metavar="N", help="Number of tasks that may start at once after an idle period.  [default: a "
-    "tenth of --rate]",
+    metavar="N", help="Number of tasks that may start together after an idle period.  [default: "
+    "a tenth of --rate]",
 )]  # fmt: skip
 Concurrency = Annotated[int | None, option(
     metavar="N", help="Maximum number of tasks that run at the same time.",
@@ -86,7 +86,7 @@ def list_limits(
 
     For example: qsync limit list mail
 
-    IN USE counts the tasks that run, and those that the limit allows to start.
+    IN USE counts the tasks that are running, and those that the limit allows to start.
     """
     with open_store(store) as session:
 
@@ -117,7 +117,7 @@ def show(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Show a limit: its rules, the tasks that hold it, and how many wait.
+    """Show a limit: its rules, the tasks that hold its slots, and how many tasks wait.
 
     For example: qsync limit show customer:42 --queue mail
     """
@@ -148,7 +148,7 @@ def set_rule(
 
     For example: qsync limit set customer:42 --concurrency 10
 
-    The rule replaces the whole rule of the program, on all servers at once, until you reset it.
+    The rule immediately replaces the program's whole rule on all servers, until you reset it.
     Running tasks continue.
     """
     _check(name)

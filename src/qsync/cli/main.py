@@ -91,7 +91,7 @@ class CommandTable(MutableMapping[str, Any]):
 
 def load(name: str) -> Any:
     """Import a command or a group, and return it as the object that the parser calls."""
-    parent = CommandGroup(rich_markup_mode=None)  # no boxes: 80 columns are too few for them
+    parent = CommandGroup(rich_markup_mode=None)  # boxes would not fit into 80 columns
     shown = HIDDEN.get(name, name)
     if shown in COMMANDS:
         module = import_module(f"qsync.cli.{MODULES.get(shown, shown)}")
@@ -183,7 +183,7 @@ app: Final = CommandGroup(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # no boxes: 80 columns are too few for them
+    rich_markup_mode=None,  # boxes would not fit into 80 columns
 )
 
 

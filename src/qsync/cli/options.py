@@ -99,7 +99,7 @@ Cursor = Annotated[str | None, option(
 )]  # fmt: skip
 
 By = Annotated[str | None, option(
-    metavar="NAME", help="Name to record.  [default: your user and host]",
+    metavar="NAME", help="Your name, for the record of actions.  [default: your user and host]",
 )]  # fmt: skip
 
 Why = Annotated[str, option("--reason", "--why", metavar="TEXT", help="Reason, shown to everyone.")]
@@ -127,7 +127,7 @@ Purged = Annotated[list[TaskState] | None, option(
 
 
 def duration_of(text: str) -> float:
-    """Return the seconds of `90`, `90s`, `15m`, `2h`, `3d`, `1w` or `1h30m`."""
+    """Convert a duration such as `90`, `90s`, `15m`, `2h`, `3d`, `1w` or `1h30m` to seconds."""
     seconds = duration_in(text)
     if seconds is None:
         raise typer.BadParameter(f"{text!r} is not a duration; write 90s, 15m, 2h, 3d or 1w")
@@ -164,7 +164,7 @@ def sort_option(names: Collection[str], text: str) -> Any:
 
 
 def queue_option(text: str) -> Any:
-    """Return the option --queue for a command that uses a default queue without this option."""
+    """Return the --queue option of a command that has a default queue."""
     return typer.Option(
         "--queue", "-q", metavar="NAME", help=text, autocompletion=completion.queues
     )
@@ -238,7 +238,7 @@ class FilterOptions:
         if not queues:
             return
         if len(queues) > 1 or "*" in queues[0] or "?" in queues[0]:
-            exit_with("the query may name one queue, without wildcards", USAGE)
+            exit_with("the query may name only one queue, without wildcards", USAGE)
         if self.queue not in (None, queues[0]):
             exit_with(f"--queue {self.queue} and queue:{queues[0]} cannot be used together", USAGE)
         object.__setattr__(self, "queue", queues[0])

@@ -84,7 +84,7 @@ def pause(
 
     For example: qsync queue pause mail --why "provider is down"
 
-    The pause survives restarts. Running tasks continue, and tasks can be enqueued.
+    The pause survives restarts. Running tasks continue, and tasks can still be enqueued.
     """
     author = current_user() if by is None else by
 
@@ -214,7 +214,7 @@ def delete(
 
 
 def served_by(servers: int) -> str:
-    """Return why a queue cannot be deleted: this many servers take tasks from it."""
+    """Return the reason why a queue cannot be deleted: how many servers take tasks from it."""
     takes = "takes" if servers == 1 else "take"
     return f"{plural(servers, 'running server')} {takes} tasks from it"
 

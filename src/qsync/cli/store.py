@@ -168,7 +168,7 @@ def _explain(error: QsyncError) -> tuple[str, int]:
     if not isinstance(error, ConfigError):
         return f"{text}; `qsync doctor` may show why", NOT_DONE
     if any(code in text for code in ("NOPERM", "no permissions", "ACL failure", "user executing")):
-        hint = f"`qsync acl {_role(command_path())}` prints the permissions that this needs"
+        hint = f"`qsync acl {_role(command_path())}` prints the permissions needed"
         return f"{text}; {hint}", DENIED
     if " refuses: " in text and "Sentinel" not in text:
         return f"{text}; use --url or {URL} with redis://user:password@host", DENIED

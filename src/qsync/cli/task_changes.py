@@ -102,8 +102,8 @@ def cancel(
 
     For example: qsync task cancel --state scheduled --type 'report.*' --dry-run
 
-    The server of a running task stops the handler at once if the request reaches it, and otherwise
-    within a third of the lease.
+    The server of a running task stops the handler immediately if the request reaches the server,
+    and otherwise within a third of the lease.
     """
     if ids:
         _refuse_filters(state, filters, everything)

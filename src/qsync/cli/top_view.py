@@ -32,10 +32,10 @@ TASKS_READ: Final = 100
 """Number of running tasks read per queue."""
 
 TITLE_LINES: Final = 3
-"""Number of lines of the title, with the empty lines around it."""
+"""Number of lines that the title takes, including the empty lines around it."""
 
 HEADER_LINES: Final = 2
-"""Number of lines of each table in addition to its rows."""
+"""Number of lines that each table takes in addition to its rows."""
 
 STATES: Final = (
     TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE, TaskState.SCHEDULED, TaskState.RETRY,

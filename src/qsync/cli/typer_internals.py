@@ -50,11 +50,11 @@ def _converted(value: Any, descriptor: Any, param: Any) -> Any:
         try:
             return info.parser(value)
         except Exception:
-            return _MISSING  # typer fails as well, and writes the error message
+            return _MISSING  # so that typer calls the parser, fails too, and prints the error
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return annotation._value2member_map_.get(value, _MISSING) if type(value) is str else value
     if get_origin(annotation) is Literal:
         return value if value in get_args(annotation) else _MISSING
-    # A value that already has the type is a default: the command line passes numbers as text.
+    # The command line passes numbers as text, so a value that already has the type is a default.
     is_converted = annotation in (str, int, float, bool) and type(value) is annotation
     return value if is_converted else _MISSING

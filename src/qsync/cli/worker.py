@@ -65,9 +65,10 @@ def worker(
     task first waits at most 2 s for running tasks to end, and then delays other tasks for at most
     1 s.
 
-    Ctrl-C or SIGTERM stops gracefully: running tasks have the shutdown timeout to end. A second
-    signal stops at once. SIGHUP restarts the processes one after another, so that they load the
-    current code. Under nohup, SIGHUP is ignored: use a supervisor or setsid.
+    Ctrl-C or SIGTERM stops the worker gracefully: running tasks have the shutdown timeout to end. A
+    second signal stops the worker immediately. SIGHUP restarts the processes one after another, so
+    that they load the current code. Under nohup, the worker ignores SIGHUP: use a supervisor or
+    setsid instead.
 
     Options override the server settings of the app, e.g. `Qsync(timeout=60)`.
     """
@@ -266,7 +267,8 @@ def _banner(target: str, app: Qsync, server: Server, processes: int, *, chosen: 
 
 
 class _Stopped(BaseException):
-    """A signal arrived. Not an Exception, so that imported code does not catch it by accident."""
+    """Raised when a signal arrives. It is not an Exception, so that imported code does not catch it
+    by accident."""
 
 
 @contextlib.contextmanager
@@ -274,9 +276,9 @@ def early_stop(doing: str) -> Iterator[Callable[[], None]]:
     """Handle SIGTERM and SIGINT within the context: print one line and exit with code 0.
 
     The handlers are also needed because the kernel delivers such a signal to PID 1 only if the
-    process handles it. Code that runs an event loop later sets its own handlers. `doing` says what
-    was interrupted. Call the yielded function at the end of the block: imported code may have
-    swallowed the exception.
+    process handles it. Code that later runs an event loop sets its own handlers. `doing` says what
+    the signal interrupts. Call the yielded function at the end of the block, because imported code
+    may have swallowed the exception.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None

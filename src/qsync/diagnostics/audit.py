@@ -1,8 +1,9 @@
 """Checks the data in the store for damage, and repairs it where possible.
 
 An audit only reads, in short steps, and may run while the queue is in use. Each step reads all data
-of its tasks at one moment, and every change to a task is atomic. Suspected damage is read again
-before it is reported. A repair is one script that changes a task only if the damage is still there.
+of its tasks at one moment, and every change to a task is atomic. The audit reads suspected damage a
+second time before it reports it. A repair is one script that changes a task only if the damage is
+still there.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ Kind = Literal[
 
 MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
     # kind: (problem, repair; the repair is empty if an operator has to decide)
-    "several states": ("a task is in several states", "kept only in the state that runs it"),
+    "several states": ("a task is in several states", "kept only in the state nearest to running"),
     "no state": (
         "a task is in no state, so it never runs",
         "made dead, or leased to the server that holds it",
     ),
     "no message": ("a task has lost its message", "made dead: payload missing"),
     "not leased": ("a task that is not active has a lease", "lease removed"),
-    "not owned": ("an active task has no lease holder", "lease ended now"),
+    "not owned": ("an active task has no lease holder", "lease ended immediately"),
     "leftover": ("records of a task that no longer exists", "removed"),
-    "lock kept": ("a task that ended holds a unique lock", "freed"),
+    "lock kept": ("a task that ended holds a unique lock", "lock released"),
     "lock lost": ("a task has lost its unique lock", "taken again, unless another task holds it"),
     "lock unkept": ("a unique lock would expire before its task ends", "kept until the task ends"),
     "strange lock": ("an entry of the unique locks is invalid", "removed"),
@@ -81,11 +82,11 @@ MAX_DAMAGES: Final = 10_000
 """Maximum number of problems reported per queue; run the audit again after a repair."""
 
 LEASE_US: Final = 30_000_000
-"""Lease, in microseconds, of a task that a repair made active again."""
+"""Lease that a repair gives to a task that it makes active again, in microseconds."""
 
 _UNFINISHED: Final = frozenset(state.value for state in UNFINISHED)
 _HOLDING: Final = _UNFINISHED - {TaskState.LIMITED.value}
-"""States in which a task holds its limits."""
+"""States in which a task holds slots of its limits."""
 
 _ENDED: Final = frozenset({TaskState.COMPLETED.value, TaskState.DEAD.value})
 
@@ -122,7 +123,7 @@ class Report:
 
 
 def damages_of(row: AuditRow, queue: str) -> list[Damage]:
-    """Return the damage to a task, judging by data that was read at one moment."""
+    """Return the damage that a task's data, all read at one moment, shows."""
     if not row.id:
         return [Damage("strange lock", queue, "", row.claim)] if row.claim else []
     return [
@@ -175,7 +176,7 @@ class Auditor:
         self._broker = broker
         self._keys = keys = GlobalKeys(prefix)
         self._lasting = keys.lasting
-        """Keys outside of queues that have no time to live."""
+        """Keys that belong to no queue and never expire."""
 
     async def audit(self, queue: str | None = None) -> Report:
         """Audit one queue; or all queues, and the keys outside of queues."""
@@ -329,7 +330,8 @@ class Auditor:
         return sorted(present | {name for name in registered or () if _is_name(name)})
 
     async def _registered(self) -> set[str] | None:
-        """Return the names in the set of queues, read in short steps; None if denied."""
+        """Return the names in the set of queues, read in short steps; None if the store denies
+        access."""
         key, names, cursor = self._keys.queues, set[str](), ""
         while cursor != "0":
             reply = await self._broker.ask("SSCAN", key, cursor or "0", "COUNT", SCAN_SIZE, key=key)

@@ -50,11 +50,11 @@ class Finding:
     level: Level
     text: str
     node: str = ""
-    """The node that the finding is about, if there are several."""
+    """The node that the finding is about, if the store has several nodes."""
 
 
 class Doctor:
-    """Examines a store, logged in as the user in its address."""
+    """Examines a store, logged in as the user that the store's URL names."""
 
     def __init__(self, address: Address, *, prefix: str, role: Role | None = None) -> None:
         """`role` is the role that this user should have; None means any role."""
@@ -153,7 +153,7 @@ class Doctor:
         replies = await broker.run_many(calls)
         for role, reply in zip(acl.ROLES, replies, strict=True):
             if isinstance(reply, QsyncError):
-                text = f"{reply}: give the user the permissions of a role, see docs/security.md"
+                text = f"{reply}: give the user the permissions of a role; see docs/security.md"
                 return Finding("rights", "problem", text)
             lacking[role] = reply
         return permissions_of("", lacking, self._role, keys.prefix)
@@ -164,7 +164,7 @@ def limit_findings(problems: Sequence[str] | None) -> list[Finding]:
     if problems is None:
         return []
     if not problems:
-        return [Finding("limits", "ok", "each has a rule, and no task waits for over an hour")]
+        return [Finding("limits", "ok", "each has a rule, and no task has waited over an hour")]
     return [Finding("limits", "warning", problem) for problem in problems]
 
 
@@ -185,7 +185,7 @@ def permissions_of(
     role = min(lacking, key=lambda role: len(lacking[role])) if expected is None else expected
     text = (
         f"{who} {acl.shortfall(lacking[role], prefix)}: "
-        f"give it the permissions of a {role}, see docs/security.md"
+        f"give it the permissions of a {role}; see docs/security.md"
     )
     return Finding("rights", "problem", text)
 
@@ -282,8 +282,8 @@ def memory(info: Mapping[str, str] | None, setting: str | None) -> Finding:
         limit = int(setting)
     if not limit:
         text = (
-            f"{size(used)} used without a limit: the system may kill the store when memory runs "
-            "out; set maxmemory below the machine's memory"
+            f"{size(used)} used without a limit: the operating system may kill the store when "
+            "memory runs out; set maxmemory below the machine's memory"
         )
         return Finding("memory", "warning", text)
     text = f"{size(used)} of {size(limit)} used ({used / limit:.0%})"
@@ -323,7 +323,7 @@ def persistence(info: Mapping[str, str] | None, sync: str | None, save: str | No
 
 _SYNCS: Final[dict[str | None, str]] = {
     "always": "on every write",
-    "everysec": "every second: a power failure loses two seconds at most",
+    "everysec": "every second: a power failure loses at most the last two seconds of changes",
 }
 
 

@@ -70,7 +70,7 @@ def _waited_s(tasks: views.TaskPage, paused: Collection[str]) -> float:
 
 
 def problems_of(limits: Sequence[QueueLimits]) -> list[str]:
-    """Return the problems of the limits, one sentence per kind. Without I/O."""
+    """Return the problems of the limits, one sentence per kind. Does no I/O."""
     without, stuck, long = [], [], []
     for queue, page, waited_s in limits:
         without += [
@@ -92,7 +92,7 @@ def problems_of(limits: Sequence[QueueLimits]) -> list[str]:
         )
     if long:
         texts.append(
-            f"the first task that waits for a limit has waited too long in {_named(long)}: "
+            f"a task that waits for a limit has waited too long in {_named(long)}: "
             "raise the limit (qsync limit list), or enqueue less"
         )
     return texts

@@ -68,7 +68,7 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def place(self) -> PageKey:
-        """Position among the tasks of the state."""
+        """Position among the tasks in the same state."""
         return self.score, self.id.decode(errors="surrogateescape")
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ def cursor_at(place: PageKey, *, until_us: int = 0, action: bytes = b"") -> str:
 def enqueue_once(keys: QueueKeys, tasks: Sequence[NewTask]) -> Call[list[Enqueued]]:
     """Return a call that enqueues tasks and can be repeated after a lost reply.
 
-    A repetition does nothing, even if the tasks have left the queue.
+    Repeating the call does nothing, even if the tasks have left the queue.
     """
     return ops.enqueue(keys, tasks, sender=new_nonce().hex(), number=1)
 
@@ -140,14 +140,14 @@ class Base:
         """Return a copy whose changes appear in the record of actions under this name.
 
         With `as_one`, equal changes to several tasks are recorded as one action, with their number.
-        Both inspectors share connections; closing one closes the other.
+        The copy and the original share connections; closing one closes the other.
         """
         copied = copy.copy(self)
         copied._actor = Actor(by, new_key() if as_one else b"")
         return copied
 
     def build_task(self, type: str, arguments: Any = b"", *, queue: str = "") -> Task[Any]:
-        """Return a task for arguments decoded from JSON, to put into a schedule or to enqueue.
+        """Build a task, to enqueue or to put into a schedule, from arguments decoded from JSON.
 
         For a django.tasks task of the app, the arguments (a list or an object) are checked and
         encoded as the program does. For any other type, the arguments are the payload. Raises
@@ -234,7 +234,7 @@ class Base:
             ends = ends_in(self._broker.patience)
             replies = await self._broker.run_many(part, ends=ends)
             for call, reply in zip(part, replies, strict=True):
-                # Retry failed calls for as long as the broker's patience lasts.
+                # Retry a failed call until the broker's time limit for retries has passed.
                 is_final = isinstance(reply, SchemaMismatch) or not isinstance(reply, QsyncError)
                 results.append(reply if is_final else await self._broker.run(call, ends=ends))
         return results

@@ -60,8 +60,8 @@ class _BulkMixin(_TasksMixin):
     async def run_waiting(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Read up to 250 scheduled or retry tasks, and run those that match at once; for further
-        steps, see `run_dead`.
+        """Read up to 250 scheduled or retry tasks, and run those that match immediately; for
+        further steps, see `run_dead`.
 
         Tasks that are enqueued or fail after the first step are skipped.
         """
@@ -69,7 +69,7 @@ class _BulkMixin(_TasksMixin):
         if checked not in WAITING:
             raise InvalidTask(
                 phrase(
-                    "state: %(state)s tasks do not wait for a time; use scheduled or retry",
+                    "state: %(state)s tasks have no due time; use scheduled or retry",
                     state=str(checked),
                 )
             )

@@ -19,7 +19,8 @@ from qsync.task import PAYLOAD_LIMIT
 from qsync.value_transport import difference
 
 OPTIONS_LIMIT: Final = 11 * 1024
-"""Maximum size of encoded options, in bytes: lists of tasks read the last 12 KiB of a message."""
+"""Maximum size of a message's encoded options, in bytes. Lists of tasks read only the last 12 KiB
+of a message, which must include its options."""
 
 EDITS_KEPT: Final = 5
 """Maximum number of former payloads that a task keeps."""
@@ -45,8 +46,8 @@ def payload_as_json(payload: bytes, *, is_value: bool, limit: int | None = None)
     has more than `limit` characters, the limit of a form. The limit also bounds the cost of the
     check.
     """
-    # A payload of over 4 * limit bytes has over `limit` characters of JSON. The densest value is a
-    # number of 9 bytes, which takes at least three characters with its comma or bracket.
+    # A payload of over 4 * limit bytes needs over `limit` characters of JSON. Numbers give the
+    # fewest characters per byte: one of 9 bytes takes at least three, with its comma or bracket.
     if limit is not None and len(payload) > 4 * limit:
         raise too_large_for_form()
     if not is_value:
@@ -81,7 +82,7 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def payload_from_json(text: str, *, is_value: bool) -> Any:
-    """Return the payload of an edited text. Raise InvalidTask if the text is not JSON."""
+    """Convert an edited text back to a payload. Raise InvalidTask if the text is not JSON."""
     if not is_value:
         return text.encode()
     try:

@@ -27,7 +27,7 @@ COPY_HEADER: Final = "qsync-copy-of"
 
 
 class _EditsMixin(_TasksMixin):
-    """Edits and copies of tasks."""
+    """Operations that edit or copy tasks."""
 
     async def edit_task(
         self,

@@ -178,8 +178,8 @@ class _ErrorsMixin(_BulkMixin):
         return number
 
     async def _counted_part(self, queue: str, state: TaskState, cursor: str | None) -> ErrorPart:
-        """Return a part of the groups, which the store counts by the marks of the failure
-        records."""
+        """Return the groups of one part of the tasks. The store counts the tasks of each group by
+        the marks in their failure records."""
         after, keys = read_cursor(cursor), self._keys(queue)
         place: PageKey | None = None if after is None else after.place
         groups: dict[str, ErrorGroup] = {}

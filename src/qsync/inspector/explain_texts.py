@@ -30,7 +30,7 @@ EXPIRED: Final = phrase(
 
 
 def blockers_of(facts: Facts, paused: Pause | None) -> list[tuple[Reason, Phrase]]:
-    """Return the obstacles for tasks of this type and queue, each as reason and sentence."""
+    """Return the reasons why no task of this type and queue can start, each with a sentence."""
     blockers: list[tuple[Reason, Phrase]] = []
     if paused is not None:
         sentence = phrase("The queue is %(paused)s.", paused=paused_phrase(paused))
@@ -71,7 +71,7 @@ def quoted_type(facts: Facts) -> str | Phrase:
     """Return the type of the task in quotes."""
     if facts.task.message:
         return repr(facts.task.message.type)
-    return phrase("its type, which is lost")
+    return phrase("its type, which is unknown")
 
 
 def limited_sentence(info: LimitInfo, before: int) -> Phrase:

@@ -39,7 +39,7 @@ class Record:
     waiting: int = 0
     """Number of running tasks that wait for results of tasks on the server's own queues."""
     since: list[tuple[str, str, int]] = field(default_factory=list)
-    """Queue, id and start time (in microseconds) of the tasks that have run longest."""
+    """Queue, id and start time (in microseconds) of the tasks that have been running longest."""
     app_version: str = ""
     """Version of the program; empty if none was set."""
     stacks: list[tuple[str, str, str, str]] = field(default_factory=list)

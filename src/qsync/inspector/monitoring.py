@@ -25,8 +25,8 @@ SMALL_SAMPLE.
 
 SCHEDULES: Final = 500
 FEW_SCHEDULES: Final = 20
-"""Number of schedules read per queue: SCHEDULES divided by the number of queues, but at least
-FEW_SCHEDULES."""
+"""SCHEDULES divided by the number of queues is the number of schedules read per queue, but at least
+FEW_SCHEDULES are read."""
 
 
 class TypeShares(msgspec.Struct, frozen=True, kw_only=True):

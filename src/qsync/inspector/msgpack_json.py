@@ -34,7 +34,7 @@ _SIZES: Final = {
     **dict.fromkeys((0xCC, 0xD0), 1), **dict.fromkeys((0xCD, 0xD1), 2),
     **dict.fromkeys((0xCA, 0xCE, 0xD2), 4), **dict.fromkeys((0xCB, 0xCF, 0xD3), 8),
 }  # fmt: skip
-"""First byte of a number -> number of bytes after it."""
+"""Number of bytes that follow the first byte of a number, by first byte."""
 
 _LENGTHS: Final = {
     0xD9: ("string", ">B"), 0xDA: ("string", ">H"), 0xDB: ("string", ">I"),
@@ -42,7 +42,7 @@ _LENGTHS: Final = {
     0xC7: ("extension", ">B"), 0xC8: ("extension", ">H"), 0xC9: ("extension", ">I"),
     0xDC: ("array", ">H"), 0xDD: ("array", ">I"), 0xDE: ("map", ">H"), 0xDF: ("map", ">I"),
 }  # fmt: skip
-"""First byte -> kind, and the format of the length that follows."""
+"""Kind of a value, and the format of the length that follows its first byte, by first byte."""
 
 
 class _Full(Exception):
@@ -161,7 +161,7 @@ class _Writer:
                 self._slice(start, number)
 
     def _long(self, kind: str, length: int, start: int) -> None:
-        """Write the beginning of a long string, text or bytes."""
+        """Write the beginning of a string that is too long to be shown in full."""
         begin = self.position
         self._slice(start, length)
         self.is_cut = True

@@ -279,8 +279,8 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """The queues, sorted by name, and the ids of the live servers; `at` is the store's time.
 
     `total` is the number of queues in use. If there are more than about a thousand, `queues` holds
-    some of them, and `overview(cursor=...)` reads the next part. `later` are the queues left out
-    because a later version of qsync wrote their data.
+    some of them, and `overview(cursor=...)` reads the next part. `later` lists the queues that are
+    left out because a later version of qsync wrote their data.
     """
 
     at: datetime

@@ -87,8 +87,8 @@ class _ScheduleRunsMixin(_SchedulesMixin):
     async def schedule_history(self, name: str, *, queue: str = "default") -> list[ScheduleRun]:
         """Return the last 20 recorded runs of a schedule, and its last tick, the latest first.
 
-        Servers record how a run ended. A tick is not recorded if another task held the unique lock
-        of its task.
+        Servers record how a run ended. If another task held the unique lock when a tick was due,
+        the tick has no record.
         """
         keys = self._keys(queue)
         [noted] = await self._broker.run(schedule_run_ops.schedule_runs(keys, [name]))
@@ -146,7 +146,7 @@ class _ScheduleRunsMixin(_SchedulesMixin):
         source = published[0].task if row is None else row
         tasks = [task_of_schedule(source, tick_id(name, at_us), queue) for at_us in ticks]
         if any(task is None for task in tasks):
-            why = "no server of this version published the task of this schedule"
+            why = "no server of this version has published this schedule's task"
             return Backfill(ticks=len(ticks), enqueued=0, skipped=0, refused=why)
         new = await self._not_run(name, queue, [task for task in tasks if task is not None])
         if dry_run:

@@ -33,7 +33,7 @@ LAST_TASKS_READ: Final = 500
 """Maximum number of schedules for which the state of the last task is read."""
 
 TICKS_SHOWN: Final = 3
-"""Number of next ticks shown."""
+"""Number of upcoming ticks that the description of a schedule lists."""
 
 SCHEDULES_LISTED: Final = 1000
 """Maximum number of stored schedules that are listed per queue."""
@@ -113,7 +113,8 @@ class _SchedulesMixin(Base):
         return completed
 
     async def schedule(self, name: str, *, queue: str) -> ScheduleInfo | None:
-        """Return a schedule of a queue: the program's, else the stored one, else None."""
+        """Return a schedule of a queue: the program's, or else the stored one; None if the queue
+        has neither."""
         now_us, published = await self._broker.run(views.schedules(self._keys(queue), name))
         if published:
             return schedule_info(queue, now_us, published[0])
@@ -202,7 +203,7 @@ class _SchedulesMixin(Base):
 
     async def trigger(self, name: str, *, queue: str) -> Change:
         """Enqueue the task of a schedule once, now; the `holder` of the outcome is the task's id.
-        The schedule's ticks stay the same.
+        The times of the schedule's ticks do not change.
 
         `duplicate`: another task, `holder`, holds the unique lock. `refused`: the queue is full,
         the stored schedule cannot be read, or servers published no usable task, because they failed
@@ -218,13 +219,13 @@ class _SchedulesMixin(Base):
         # The id has the form of a tick's id, so that servers record how the run ends.
         task = task_of_schedule(source, tick_id(name, tick_ms * 1000), queue)
         if task is None:
-            return refused(phrase("no server of this version published the task of this schedule"))
+            return refused(phrase("no server of this version has published this schedule's task"))
         task = with_nonce(task, new_nonce())
         try:
             [reply] = await self._broker.run(enqueue_once(keys, [task]))
         except QueueFull as error:
             return refused(str(error))
-        while reply.outcome == "exists":  # another run has the id of this millisecond
+        while reply.outcome == "exists":  # another run in this millisecond has the same id
             tick_ms += 1
             task = msgspec.structs.replace(task, id=tick_id(name, tick_ms * 1000))
             [reply] = await self._broker.run(enqueue_once(keys, [task]))
@@ -263,8 +264,8 @@ def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo
             problem = "a custom schedule: only its server can compute the next runs"
         else:
             ticks = _ticks(schedule, now_us)
-            # Until the first tick, the stored time is that of the first start or of the resume,
-            # which is no tick.
+            # Until the first tick, the stored time is when the schedule first started or was
+            # resumed, so it is not the time of a tick.
             last_us = last_us if schedule.previous(last_us) == last_us else 0
     except InvalidTask as error:  # e.g. the time zone is unknown on this machine
         problem = str(error)

@@ -37,7 +37,7 @@ Verb = Literal["retry", "cancel", "delete"]
 CHANGED: Final[dict[Verb, tuple[TaskState, ...]]] = {
     "retry": RETRIED, "cancel": CANCELLABLE, "delete": DELETABLE,
 }  # fmt: skip
-"""States whose tasks can be changed, by verb."""
+"""For each verb, the states whose tasks it can change."""
 
 
 class SearchPage(msgspec.Struct, frozen=True, kw_only=True):

@@ -119,8 +119,8 @@ class _ServersMixin(_LiveServersMixin):
     async def _running(self, queue: str, running: dict[str, list[RunningTask]]) -> bool:
         """Collect a queue's active tasks by server.
 
-        Return False if some were not read: there are too many, or a later version of qsync wrote
-        them.
+        Return False if some tasks were not read, because there are too many or because a later
+        version of qsync wrote them.
         """
         after: PageKey | None = None
         for _ in range(ACTIVE_PAGES):

@@ -64,8 +64,8 @@ class DecodedTask:
         return msgspec.structs.replace(fingerprint, id=mark[-8:]) if mark else fingerprint
 
     def since_us(self) -> int:
-        """Return the start of the task's age: the time of its death if it is dead, else of its
-        enqueue."""
+        """Return the time from which the task's age counts: when it died if it is dead, otherwise
+        when it was enqueued."""
         if self.shown.state is TaskState.DEAD:
             return self.shown.score
         return self.message.enqueued_at_us if self.message else 0
@@ -223,7 +223,7 @@ def pause_of(note: bytes | None, at_us: int) -> Pause | None:
 
 
 def schedule_pause_of(note: bytes | None) -> Pause | None:
-    """Return the pause of a schedule, whose stored note begins with the time."""
+    """Return the pause that a schedule's stored note describes; the note begins with the time."""
     if note is None:
         return None
     at_us, _, rest = note.partition(b" ")

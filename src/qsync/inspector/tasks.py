@@ -38,7 +38,7 @@ ENDED_WELL: Final = (TaskState.COMPLETED, TaskState.CANCELLED)
 """States of tasks that are kept for their retention."""
 
 TIMED: Final = (TaskState.SCHEDULED, TaskState.RETRY)
-"""States of tasks that wait for a time."""
+"""States of tasks that wait until they are due."""
 
 RUNNABLE: Final = (TaskState.SCHEDULED, TaskState.RETRY, TaskState.DEAD)
 
@@ -151,7 +151,7 @@ class _TasksMixin(Base):
     async def cancel(self, id: str, *, queue: str = "default") -> Change:
         """Cancel a waiting task, or tell the server of a running task to stop it (outcome `told`).
 
-        If the message reaches the server, the server stops the handler at once; otherwise, the
+        If the message reaches the server, the server stops the handler immediately; otherwise, the
         server stops it at the next lease renewal, within a third of the lease. The outcome is
         `too_late` if the task has ended.
         """

@@ -139,7 +139,7 @@ class TypeStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_stats(counts: TypeCounts) -> RunStats:
-    """Convert counts into their public form."""
+    """Convert the counts of a type's runs into the statistics that the inspector returns."""
     by_outcome = dict(zip(OUTCOMES, counts.outcomes, strict=True))
     completed = by_outcome["completed"]
     failed = by_outcome["retried"] + by_outcome["dead"]

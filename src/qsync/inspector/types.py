@@ -103,8 +103,8 @@ class _TypesMixin(Base):
         """Return the runs of a type in the last `1h`, `24h`, `7d` or `90d`, with one point per
         step.
 
-        Servers report every 15 seconds. Counts by minute are kept for 48 hours, and counts by hour
-        for 90 days. If no server has reported the type, no point has counts.
+        Servers report their counts every 15 seconds. Counts by minute are kept for 48 hours, and
+        counts by hour for 90 days. If no server has reported the type, no point has counts.
         """
         _check_period(period, PERIODS)
         check_type(type)
@@ -279,7 +279,7 @@ def steps_of(period: Period, now_us: int) -> Steps:
 
 
 def fields_of(type: str, steps: Steps) -> list[str]:
-    """Return the fields of type_stats that hold these steps of a type."""
+    """Return the fields of the hash `type_stats` that hold these steps of a type."""
     span = steps.span
     if span.minutes == 1:
         return [minutes_of(hour, type) for hour in range(steps.first // 60, steps.last // 60 + 1)]
@@ -308,7 +308,7 @@ class TypeHistory:
 
     @property
     def fresh_types(self) -> set[str]:
-        """Types in the reports."""
+        """Types for which reports have not been merged into the blocks yet."""
         return set(self._fresh)
 
     def counts(self, type: str, steps: Steps) -> dict[int, TypeCounts]:
@@ -330,7 +330,7 @@ class TypeHistory:
         }
 
     def points(self, type: str, steps: Steps) -> list[TypePoint]:
-        """Return a point for each step."""
+        """Return the type's statistics as one point per step."""
         counts = self.counts(type, steps)
         return [
             TypePoint(

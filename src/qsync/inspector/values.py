@@ -167,7 +167,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """A failed attempt: its number, when and on which server it failed, and the error's first line.
 
     `begun_at` is the time at which the handler began, by the clock of the server; None if unknown.
-    Numbers restart at 1 when a dead task is run again.
+    The numbers of attempts restart at 1 when a dead task is run again.
     """
 
     number: int
@@ -298,7 +298,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     refused    `why` gives the reason
 
     `at` is the new due time of a task that was rescheduled; `id` and `queue` identify a copy.
-    `phrase` is `why` as a template and its values, for a translation.
+    `phrase` holds `why` as a template and its values, so that a page can translate it.
     """
 
     outcome: Literal["done", "told", "duplicate", "too_late", "not_found", "refused"]

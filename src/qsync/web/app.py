@@ -132,8 +132,8 @@ ACTIONS: Final[dict[str, View]] = {
 }
 
 WITHOUT_TIMES: Final = {search.show_keys, monitoring.metrics, monitoring.health}
-"""Views that show no times, so the store's clock is not read for them. Some work without a store,
-or report themselves that the store does not answer."""
+"""Views that show no times, so the store's clock is not read for them. `show_keys` needs no store,
+and `health` reports whether the store answers."""
 
 STATIC: Final = {
     "style.css": "text/css",
@@ -148,8 +148,8 @@ class Dashboard(Starlette):
 
     While the dashboard runs, it reads the queues every 5 s for its charts. A mounted dashboard gets
     no lifespan events, unless the outer app passes them on; that app can use `async with
-    dashboard:` in its own lifespan. Otherwise, reading starts with the first request and ends with
-    the event loop.
+    dashboard:` in its own lifespan. Without these events, the dashboard starts to read the queues
+    at the first request, and stops when the event loop ends.
     """
 
     def __init__(self, sites: Sequence[Site], rules: Rules) -> None:

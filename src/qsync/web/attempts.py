@@ -27,7 +27,8 @@ _PLACE: Final = "{trace_id}"
 
 @dataclass(frozen=True, slots=True)
 class AttemptBar:
-    """An attempt, with how long it waited and ran: in seconds (None if unknown) and as widths.
+    """An attempt, with its waiting time and its duration, both in seconds (None if unknown) and as
+    widths of bars.
 
     `operator` is the name of the operator who re-ran the task before this attempt, if recorded.
     """

@@ -59,7 +59,7 @@ LOGIN_STYLE_PATH: Final = "/login.css"
 
 
 class Access(Protocol):
-    """Checks every request before any other code does."""
+    """Checks every request before any other code of the dashboard handles it."""
 
     async def admit(self, request: Request) -> str | Response:
         """Return the user's name (empty if unknown), or the response that refuses the request."""
@@ -175,8 +175,8 @@ class TokenAccess:
         if forwarded and address not in forwarded and not self._has_warned:
             self._has_warned = True
             log.warning(
-                "a wrong token came through a proxy at %s; wrong tokens lock out this address, and "
-                "so all users behind it. To count them per user, start with --trust-proxy %s",
+                "a wrong token came through a proxy at %s; wrong tokens lock out this address and "
+                "thus all users of the proxy. To count them per user, start with --trust-proxy %s",
                 address, address,
             )  # fmt: skip
 
@@ -229,7 +229,8 @@ class LoginThrottle:
 
 
 def network_of(address: str) -> str:
-    """Return what to count by: an IPv4 address itself, or the /64 network of an IPv6 address."""
+    """Return the key under which wrong tokens are counted: an IPv4 address itself, or the /64
+    network of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -121,8 +121,8 @@ async def apply_to_selected(
 class Matching(NamedTuple):
     """The result of a count of matching tasks.
 
-    At least `number` tasks match, and no more if `is_whole` is true. `others` is the number of
-    tasks that were read and do not match.
+    At least `number` tasks match; exactly `number` tasks match if `is_whole` is true. `others` is
+    the number of tasks that were read and do not match.
     """
 
     number: int

@@ -15,7 +15,7 @@ WIDTH: Final = 300
 HEIGHT: Final = 100
 
 STEPS: Final = 60
-"""Maximum number of steps of a line chart whose values are also listed as text."""
+"""Maximum number of steps for which a line chart also lists the values as text."""
 
 PER_SECOND: Final = marked("%(number)s/s")
 SECONDS: Final = "s"
@@ -87,9 +87,9 @@ def line_chart(
     """Return a line chart of `series`: the name, CSS class and values of each line, the latest
     value last. A value of None leaves a gap.
 
-    `unit` is a string of the catalogue. `width` is the number of values for the full width; if
-    there are fewer, they are drawn at the right. `interval_s` is the time between two values, in
-    seconds.
+    `unit` is a string in the translation catalogue. `width` is the number of values that fill the
+    full width; if there are fewer, they are drawn at the right. `interval_s` is the time between
+    two values, in seconds.
     """
     numbers = [value for *_name, values in series for value in values if value is not None]
     top = (time_ceiling if unit is SECONDS else ceiling)(max(numbers, default=0.0))
@@ -128,13 +128,13 @@ def _steps(
 
 @lru_cache(maxsize=8192)
 def _value_text(language: str, unit: str, value: float) -> str:
-    """Return a value in the current language, which is an argument for the cache only. Results are
-    cached, because a page has a thousand values."""
+    """Return a value in the current language; `language` is an argument only as part of the cache
+    key. Results are cached, because a page has a thousand values."""
     return _text(unit, value)
 
 
 def _text(unit: str, value: float) -> str:
-    """Return a value with its unit; a time has its largest two units."""
+    """Return a value with its unit; a duration is shown in its two largest units."""
     return seconds(value) if unit is SECONDS else _(unit, number=short_count(value))
 
 

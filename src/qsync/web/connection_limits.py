@@ -166,7 +166,7 @@ class _LimitedConnection:
             self._timer.cancel()
 
     def abort(self) -> None:
-        """Close the connection at once."""
+        """Close the connection immediately."""
         self.lost()
         self._transport.abort()
 

@@ -54,7 +54,7 @@ class ErrorScan(NamedTuple):
     total: int
     finished: bool
     growth: Mapping[str, int] = MappingProxyType({})
-    """By how many tasks each error has grown within `growth_s`; negative if it has shrunk."""
+    """Change in the number of tasks with each error within `growth_s`; negative for a decrease."""
     growth_s: float = 0.0
     """Time since the scan with which this scan is compared, in seconds; 0 if there is none."""
 
@@ -73,7 +73,8 @@ class ErrorScanner:
         self._dead_of: dict[str, list[ErrorGroup]] = {}
         """Errors of the dead tasks by queue, as of the last finished scan."""
         self._history: deque[tuple[float, dict[str, int]]] = deque()
-        """End of each scan in the last TREND_S, with the number of tasks by error."""
+        """For each scan that ended within the last TREND_S: when it ended, and its number of tasks
+        by error."""
         self._ended_at = 0.0
         self._took_s = 0.0
         self._asked_at = 0.0

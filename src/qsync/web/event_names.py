@@ -60,12 +60,12 @@ OUTCOMES: Final = {
 
 
 def run_made(origin: str) -> str:
-    """Return the words for how a run of a schedule was started."""
+    """Return the display name of the way in which a scheduled run was started."""
     return _(MADE[origin])
 
 
 def run_outcome(outcome: str) -> str:
-    """Return the outcome of a run of a schedule, or the state of its task."""
+    """Return the display name of a scheduled run's outcome, or of the state of its task."""
     return _(OUTCOMES[outcome]) if outcome in OUTCOMES else state_name(outcome)
 
 
@@ -75,7 +75,7 @@ def action_name(action: str) -> str:
 
 
 TEXTS: Final = {"and run now": marked("and run now")}
-"""Details that are translated as a whole."""
+"""Details with a fixed text, which are translated as they are."""
 
 _EVERY: Final = re.compile(r"every ([0-9.]+) (d|h|min|s)")
 _SECONDS: Final = {"d": 86_400, "h": 3600, "min": 60, "s": 1}

@@ -44,7 +44,8 @@ async def tasks(site: Site, request: Request) -> Response:
     if kind not in KINDS:
         return site.page(request, "error", status=404, title=_("Page not found"), text="")
     query = parse_for(site, fields.text("q", MAX_QUERY + 1))
-    first = await site.inspector.search(query, limit=MAX_PAGE_SIZE)  # an error still shows a page
+    # Read the first part before the response begins, so that an error can still show a page.
+    first = await site.inspector.search(query, limit=MAX_PAGE_SIZE)
     media_type, name = KINDS[kind]
     return StreamingResponse(
         _stream(site, query, first, kind), media_type=media_type,

@@ -21,16 +21,16 @@ MIN_WINDOW_S: Final = 30.0
 """Minimum time span of the samples for a forecast, in seconds."""
 
 FAR_S: Final = 7 * 86_400.0
-"""Time to drain a queue above which it counts as steady, in seconds."""
+"""Time in seconds: a queue that would take longer to drain counts as steady."""
 
 LARGE: Final = 100
 """Minimum backlog at which a growing queue is a problem, in tasks."""
 
 MANY: Final = 20
-"""Minimum number of failed attempts in the window for a problem."""
+"""Minimum number of failed attempts in the window before they are reported as a problem."""
 
 MOST_FAIL: Final = 0.5
-"""Minimum share of failed attempts in the window for a problem."""
+"""Minimum share of failed attempts in the window before they are reported as a problem."""
 
 STANDSTILL: Final = 0
 LOSSES: Final = 1
@@ -78,7 +78,8 @@ def forecast(steps: Steps, pending: int) -> str:
 def problems_of(info: QueueInfo, steps: Steps, errors: int | None = None) -> list[Problem]:
     """Return the problems of a queue that need attention.
 
-    `errors` is the number of different errors of its unacknowledged dead tasks; None if unknown.
+    `errors` is the number of different errors of the queue's unacknowledged dead tasks; None if
+    unknown.
     """
     problems = []
     recent = [figures for _, figures in _recent(steps)]

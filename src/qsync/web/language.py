@@ -56,8 +56,8 @@ ENGLISH: Final = Language("en", "English", ",", ".")
 LANGUAGES: Final[Mapping[str, Language]] = {
     language.code: language for language in (ENGLISH, Language("ru", "Русский", "\u00a0", ","))
 }
-"""The languages by code. Each language except English has a catalogue, which `make messages`
-updates."""
+"""The available languages, by code. Each language except English has a catalogue, which
+`make messages` updates."""
 
 _current: Final[ContextVar[Language]] = ContextVar("qsync_language", default=ENGLISH)
 

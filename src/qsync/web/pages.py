@@ -234,7 +234,7 @@ def links(request: Request) -> Callable[..., str]:
 
 
 def base_links(request: Request, site: Site) -> Callable[..., str]:
-    """Return a function that builds URLs that belong to the whole dashboard, not to a site."""
+    """Return a function that builds URLs of pages of the whole dashboard, not of one site."""
     return _links_below(root_of(request).removesuffix(site.path))
 
 

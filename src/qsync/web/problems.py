@@ -49,7 +49,7 @@ async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Pro
     stopped = {problem.queue for problem in without_server}
     problems = [
         *without_server,
-        # A backlog that grows because no server takes tasks from the queue is not a second problem.
+        # If no server takes tasks from a queue, do not report its growing backlog as well.
         *[each for each in of_queues if each.rank < SLOWER or each.queue not in stopped],
         *floods(await key_shares_of(site, queues)),
         *stuck(fleet),

@@ -24,8 +24,8 @@ from qsync.web.search_words import MATCHING, SELECTED, unread_note
 from qsync.web.translation import marked
 
 SCAN_S: Final = 0.5
-"""Time after which a request reads no further part, in seconds; the search pauses for half of this
-time to spare the store."""
+"""Time after which a request stops searching, in seconds. To spare the store, the search pauses
+after each part for as long as the part took."""
 
 MAX_CURSOR: Final = 1000
 MAX_SEARCHED: Final = 10**12

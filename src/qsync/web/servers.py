@@ -52,7 +52,7 @@ async def stop(site: Site, request: Request) -> Response:
             request, form, title=_("Stop this server?"), items=[id], button=_("Stop server"),
             text=_(
                 "Running tasks get the shutdown timeout to finish, then return to the queue. "
-                "`qsync worker` exits with its last server, unless a supervisor restarts it."
+                "`qsync worker` exits when its last server stops; a supervisor may restart it."
             ),
             back=back_to(request, "/server", id=id),
         )  # fmt: skip

@@ -26,7 +26,8 @@ from qsync.web.tasks import failed
 from qsync.web.translation import _
 
 FORM_ROOM: Final = 60 * 1024
-"""Maximum size of the URL-encoded payload in the form, in bytes: a request may have 64 KiB."""
+"""Maximum size of the URL-encoded payload in the form, in bytes; the whole request may have at most
+64 KiB."""
 
 VERBS: Final = ("save", "retry", "copy")
 

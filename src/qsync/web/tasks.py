@@ -156,7 +156,7 @@ def _masked(mask: Mask, task: TaskDetail) -> tuple[Shown | None, str]:
 
 
 async def run(site: Site, request: Request) -> Response:
-    """Make a task pending now."""
+    """Make a waiting or dead task pending immediately."""
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
     change = await site.acting(request).run(id, queue=queue, state=form.text("state") or None)

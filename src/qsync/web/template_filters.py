@@ -75,7 +75,7 @@ def ngettext(one: str, many: str, number: int, /, **values: Any) -> Markup:
 
 def _markup(text: str, values: dict[str, Any]) -> Markup:
     """Fill in the values of a translated string; the values are escaped like all output."""
-    if "<" not in text:  # the text may go into an attribute
+    if "<" not in text:  # a template may put the text into an HTML attribute
         text = text.replace('"', "&#34;")
     return Markup(filled(text, values, _escaped))  # noqa: S704 - from the catalogue
 

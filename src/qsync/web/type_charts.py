@@ -68,8 +68,8 @@ class StartMark:
 def start_marks(stats: TypeStats, servers: Sequence[ServerInfo]) -> list[StartMark]:
     """Return the starts of servers of a type within the period, oldest first; does no I/O.
 
-    Servers report their start once. Running servers of an older version of qsync do not report it,
-    so their start is computed from their uptime.
+    Servers report the time of their start once. Servers of an older version of qsync do not report
+    it; if they are running, their start is computed from their uptime.
     """
     first, numbers = stats.points[0].at, Counter[tuple[int, str]]()
     for at, version, number in (*_reported(stats), *_unreported(stats, servers)):

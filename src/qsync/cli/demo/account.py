@@ -48,18 +48,18 @@ KINDS: Final = {
     "thread": DemoKind("all digests are right"),
     "process": DemoKind("all digests are right"),
     "tenant": DemoKind("all digests of both tenants are right"),
-    "parent": DemoKind("each enqueued its ten"),
+    "parent": DemoKind("each enqueued ten children"),
     "child": DemoKind("all digests are right"),
     "typed": DemoKind("results match plain calls"),
     "slow": DemoKind("interrupted tasks ran again"),
-    "flaky": DemoKind("each succeeded at attempt 3"),
-    "hopeless": DemoKind("each dead after 3 attempts", End.DEAD),
+    "flaky": DemoKind("each succeeded on attempt 3"),
+    "hopeless": DemoKind("each died after 3 attempts", End.DEAD),
     "scheduled": DemoKind("none started early"),
-    "unique": DemoKind("each name accepted once"),
+    "unique": DemoKind("each name was accepted once"),
     "late": DemoKind("none started", End.EXPIRED),
     "cancel": DemoKind("all were stopped", End.CANCELLED),
-    "tick": DemoKind("one for each second"),
-    "poison": DemoKind("dead after 3 crashes", End.DEAD),
+    "tick": DemoKind("one tick for each second"),
+    "poison": DemoKind("died after 3 crashes", End.DEAD),
 }
 
 
@@ -205,7 +205,7 @@ def _row(ledger: Ledger, kind: str) -> KindAccount:
     elif len(set(ids)) != len(ids):
         problem = "an id was accepted twice"
     elif offered != refused + len(ids):
-        problem = "some were neither accepted nor refused"
+        problem = "some tasks were neither accepted nor refused"
     elif ends.total() != ends[expected]:
         problem = ", ".join(f"{n:,} {end}" for end, n in ends.items() if end is not expected)
     counts = {end: ends[end] for end in End}
@@ -215,13 +215,13 @@ def _row(ledger: Ledger, kind: str) -> KindAccount:
 def _problem(ledger: Ledger, kind: str) -> str:
     """Return what is wrong with the tasks of a kind, apart from how they ended; "" if nothing."""
     history, ids = ledger.history, ledger.ids[kind]
-    wrong, problem = ledger.wrong[kind], "failed at the client"
+    wrong, problem = ledger.wrong[kind], "failed in the client"
     match kind:
         case "hash" | "thread" | "process" | "tenant" | "child":
             done, digests, problem = history.done[kind], ledger.digests, "digests are wrong"
             wrong = sum(done[id] != {digests[ledger.blocks[id]]} for id in ids if id in done)
         case "flaky" | "hopeless":
-            attempts, problem = (1, 2) if kind == "flaky" else (1, 2, 3), "attempts differ"
+            attempts, problem = (1, 2) if kind == "flaky" else (1, 2, 3), "unexpected attempts"
             wrong = len(history.failed[kind] ^ {(id, number) for id in ids for number in attempts})
         case "scheduled":
             starts, problem = history.starts, "started early"

@@ -72,8 +72,8 @@ def _folder(*, keep: bool) -> Iterator[Path]:
         yield folder
     finally:
         with contextlib.suppress(FileNotFoundError), (folder / "store/users.lock").open() as lock:
-            # Every process that uses the store holds this lock. After the last one has ended, the
-            # store's guardian process holds the lock until the store has stopped.
+            # Every process that uses the store holds this lock. After the last such process has
+            # ended, the store's guardian process holds the lock until the store has stopped.
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not keep:
             shutil.rmtree(folder)

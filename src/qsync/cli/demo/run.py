@@ -33,8 +33,11 @@ WORKER: Final = (
     "--queues", ",".join(f"{name}={weight}" for name, weight in QUEUES.items()),
     "--shutdown-timeout", "5",
 )  # fmt: skip
-SLOW: Final = 40  # number of slow tasks; one server can run all of them
-TIMEOUT_S: Final = 3600.0  # for a result; long because the machine may be busy
+SLOW: Final = 40
+"""Number of slow tasks; one server can run all of them."""
+
+TIMEOUT_S: Final = 3600.0
+"""Time limit for a result, in seconds; long because the machine may be busy."""
 
 
 class DemoClient:
@@ -110,7 +113,7 @@ class DemoClient:
                 built = list(map(tasks.unique.build, names))
                 ids = self._ledger.record(built, await client.enqueue_many(built), ())
             for name, id in zip(names, ids, strict=True):
-                holders[name].add(id)  # the handle of a refused task has the accepted id
+                holders[name].add(id)  # for a refused task, the accepted task's id
 
         await asyncio.gather(*map(call, range(8)))
         self._ledger.wrong["unique"] += sum(len(ids) != 1 for ids in holders.values())
@@ -170,7 +173,7 @@ class Run:
                 stack.push_async_callback(self._clean_up)
             async with self._worker():
                 await self._perform(client)
-            self._screen.tell("the worker has stopped; now hash the blocks in a loop to compare")
+            self._screen.tell("the worker has stopped; hashing the blocks in a loop to compare")
             await self._read_store()
             return account(self._ledger)
 
@@ -185,7 +188,7 @@ class Run:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "qsync", *WORKER, cwd=self._folder,
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-                process_group=0,  # Ctrl-C goes to the demo alone, which stops the worker
+                process_group=0,  # Ctrl-C reaches only the demo, which then stops the worker
                 preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )  # fmt: skip
 
@@ -248,7 +251,7 @@ class Run:
         # Pause the schedule, so that its ticks leave no tasks behind when the worker stops.
         await self._inspector.pause_schedule("tick", queue="critical", by="qsync demo")
         await self._refresh()
-        with contextlib.suppress(DemoError):  # the account shows unfinished tasks
+        with contextlib.suppress(DemoError):  # the account will show the unfinished tasks
             await self._until(lambda: not self._unfinished, "the last tasks")
 
     async def _until(self, holds: Callable[[], bool], condition: str) -> None:
@@ -270,7 +273,7 @@ class Run:
             await asyncio.sleep(0.03)
 
     async def _kill_one(self) -> None:
-        """Kill a server that runs slow tasks; wait until all its tasks run again."""
+        """Kill a server that runs slow tasks; wait until all its tasks have started again."""
         ledger, history, tell = self._ledger, self._history, self._screen.tell
 
         def slow_in(pid: int) -> int:
@@ -288,7 +291,7 @@ class Run:
         tasks.GATE.touch()
         tell(f"kill -9 {pid}: one of the servers, in the middle of its work", loud=True)
         await self._until(lambda: len(ledger.restarts()) == len(ids), "the interrupted tasks")
-        tell(f"all {len(ids)} tasks that it was running run again", loud=True)
+        tell(f"all {len(ids)} tasks of the killed server have started again", loud=True)
 
     async def _read_store(self) -> None:
         """Read everything in the store, and compute the digests that tasks should have returned."""

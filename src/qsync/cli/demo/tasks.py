@@ -124,14 +124,14 @@ async def slow(seconds: float) -> None:
 
 @app.task("flaky", middleware=[recorded], retry=3, retry_delay=0.3)
 async def flaky(task: TaskInfo) -> None:
-    """Fail twice and succeed at the third attempt."""
+    """Fail twice and succeed on the third attempt."""
     if task.attempt <= 2:
         raise ConnectionError(f"attempt {task.attempt} fails")
 
 
 @app.task("hopeless", middleware=[recorded], retry=2, retry_delay=0.2)
 def hopeless() -> None:
-    """Fail at each attempt, so that the task becomes dead."""
+    """Fail on every attempt, so that the task becomes dead."""
     raise ValueError("as always")
 
 
