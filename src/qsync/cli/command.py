@@ -120,7 +120,7 @@ def _message_of(error: Exception) -> str:
 def runs_alone(context: typer.Context) -> bool:
     """Return whether the user called a group without naming one of its commands.
 
-    Exit if options come before the name of a command: they must come after the name.
+    Exit if options come before the name of a command, because they must come after it.
     """
     set_command_path(context.command_path)
     if context.invoked_subcommand is None:

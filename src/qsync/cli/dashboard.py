@@ -105,7 +105,7 @@ def dashboard(
     """Serve the dashboard until stopped.
 
     By default the dashboard listens on this machine only and is read-only. To listen on other
-    addresses, set a token and put TLS in front.
+    addresses, set a token and put a proxy with TLS in front of the dashboard.
     """
     logs.hold_standard_files()
     connections, _ = connections_of(store)
@@ -153,7 +153,7 @@ def _others(texts: Sequence[str], first: Connections) -> dict[str, Connections]:
     others: dict[str, Connections] = {}
     for text in texts:
         place, _, url = text.partition("@")
-        if re.search("[:/?]", place):  # do not show the text: it may be a URL with a password
+        if re.search("[:/?]", place):  # do not show the text, which may be a URL with a password
             exit_with("--also: the value must have the form [NAME=]PREFIX[@URL]", USAGE)
         name, named, prefix = place.partition("=")
         prefix = prefix if named else name
@@ -189,7 +189,7 @@ def _make(
 ) -> Dashboard:
     from qsync.web.app import make_dashboard
 
-    # Without a token, accept all requests: only users of this machine can connect.
+    # Without a token, accept all requests, because only users of this machine can connect.
     auth: Any = "host" if token is None else None
     try:
         return make_dashboard(
@@ -250,8 +250,8 @@ def _serve(
         log_config=None,
         log_level="warning",
         server_header=False,
-        # Trust the X-Forwarded-* headers only from the named proxies. Any client can send these
-        # headers, and could otherwise try tokens under the addresses of others.
+        # Trust the X-Forwarded-* headers only from the named proxies. Otherwise, any client could
+        # send these headers to try tokens under other clients' addresses.
         proxy_headers=bool(proxies),
         forwarded_allow_ips=[str(proxy) for proxy in proxies],
         timeout_graceful_shutdown=SHUTDOWN_S,
@@ -283,7 +283,7 @@ def _load(target: str) -> Any:
     """Import and return the function MODULE:FUNCTION; search the working directory first."""
     module, _, attribute = target.partition(":")
     if not module or not attribute or "@" in target or "/" in target:
-        # Do not show the text: it may be a URL with a password.
+        # Do not show the text, which may be a URL with a password.
         exit_with("--mask: must have the form MODULE:FUNCTION", USAGE)
     folder = os.getcwd()  # noqa: PTH109 - sys.path holds texts
     if folder not in sys.path:

@@ -120,8 +120,8 @@ def escaped_lines(text: str) -> list[str]:
 def print_table(columns: Sequence[Column], rows: Sequence[Row], *, whole: bool = False) -> None:
     """Print the rows, one line each; print nothing if there are none.
 
-    A table fits the width of the terminal. Nothing is cut if `whole` is true or standard output is
-    not a terminal.
+    Cells are cut to fit the table into the width of the terminal. Nothing is cut if `whole` is true
+    or standard output is not a terminal.
     """
     if not rows:
         return

@@ -218,7 +218,7 @@ async def _other_prefixes(inspector: Inspector) -> str:
 
 
 async def all_queues(inspector: Inspector) -> list[QueueInfo]:
-    """Return all queues, which are read about a thousand at a time."""
+    """Return all queues, reading about a thousand at a time."""
     overview = await inspector.overview()
     queues, later = {info.name: info for info in overview.queues}, list(overview.later)
     while overview.cursor is not None:

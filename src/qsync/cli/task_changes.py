@@ -55,7 +55,7 @@ Ids = Annotated[list[str] | None, argument(
 
 All = Annotated[
     bool,
-    typer.Option("--all", help="Apply to all tasks of the state (required without a filter)."),
+    typer.Option("--all", help="Apply to all tasks in the state (required without a filter)."),
 ]
 
 State = Annotated[TaskState | None, option(

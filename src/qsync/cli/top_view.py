@@ -208,7 +208,7 @@ def _task_row(running: Running) -> Row:
 
 
 def _run_key(row: TaskRow) -> tuple[str, str]:
-    """Return the key of a run: a task that has moved to another server counts as a new run."""
+    """Return the key of a run; a task that has moved to another server counts as a new run."""
     return f"{row.queue}/{row.id}", row.server or ""
 
 

@@ -261,8 +261,8 @@ def _banner(target: str, app: Qsync, server: Server, processes: int, *, chosen: 
             "the app has no handlers: tasks that this worker fetches wait for another server"
         )
     if unserved := _unserved(app, list(config.weights)):
-        # No warning with --queues: the operator chose the queues, and other workers may serve the
-        # rest.
+        # With --queues, do not warn, because the operator chose the queues and other workers may
+        # serve the rest.
         log.log(logging.INFO if chosen else logging.WARNING, unserved)
 
 

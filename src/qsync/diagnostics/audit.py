@@ -354,8 +354,8 @@ class Auditor:
                 elif key.decode(errors="replace") not in self._lasting:
                     others.add(key)
             for key in sorted(others):
-                # -1 means no TTL. Ask twice: servers create a key before they set its TTL, so the
-                # first answer may be premature.
+                # -1 means no TTL. Ask twice, because servers create a key before they set its TTL,
+                # so the first answer may be premature.
                 if await node.ask("PTTL", key) == -1 and await node.ask("PTTL", key) == -1:
                     name = key.decode(errors="backslashreplace")
                     report.damages.append(Damage("stray key", "", name))

@@ -1,9 +1,9 @@
 """The Inspector: reads and changes queues, tasks, schedules and servers.
 
-Each call is bounded regardless of the size of the queues: it makes a few script calls of a few
-milliseconds each. Bulk changes run in steps; each step returns the cursor of the next. A change to
-a task may name the state in which the task was seen; its outcome is `done`, `not_found`, `too_late`
-or another value of `Change`.
+Each call makes a few script calls of a few milliseconds each, regardless of the size of the queues.
+Bulk changes run in steps; each step returns the cursor for the next step. A change to a task may
+name the state in which the task was seen; the outcome of the change is `done`, `not_found`,
+`too_late` or another value of `Change`.
 """
 
 from __future__ import annotations

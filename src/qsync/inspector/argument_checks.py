@@ -80,7 +80,8 @@ def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
     if not kinds:
         return method
 
-    # Read the signature at the first call: reading those of all methods at import takes 4 ms.
+    # Read the signature at the first call, because reading the signatures of all methods at import
+    # takes 4 ms.
     @functools.cache
     def signature() -> inspect.Signature:
         return inspect.signature(method)

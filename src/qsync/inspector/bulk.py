@@ -1,4 +1,4 @@
-"""Bulk changes in steps: retry, cancel or delete the tasks of a state that match a filter."""
+"""Bulk changes in steps: retry, cancel or delete the tasks in a state that match a filter."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Part(NamedTuple):
 
 
 class _BulkMixin(_TasksMixin):
-    """Bulk changes to the tasks of a state."""
+    """Operations that change many tasks in a state."""
 
     async def run_dead(
         self, queue: str, filter: Filter | None = None, *, cursor: str | None = None
@@ -118,7 +118,7 @@ class _BulkMixin(_TasksMixin):
     async def delete_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Read up to 250 tasks of a state, and delete those that match; for further steps, see
+        """Read up to 250 tasks in a state, and delete those that match; for further steps, see
         `run_dead`.
 
         Running tasks have to be cancelled first.
@@ -140,7 +140,7 @@ class _BulkMixin(_TasksMixin):
     async def cancel_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Read up to 250 tasks of a state, and cancel those that match; for further steps, see
+        """Read up to 250 tasks in a state, and cancel those that match; for further steps, see
         `run_dead`.
 
         A running task counts as done when its server has been told to stop it.
@@ -158,7 +158,7 @@ class _BulkMixin(_TasksMixin):
     async def count_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Read up to 250 tasks of a state; count matches as `done`.
+        """Read up to 250 tasks in a state; count matches as `done`.
 
         For further steps, see `run_dead`.
         """
@@ -170,13 +170,14 @@ class _BulkMixin(_TasksMixin):
     async def _part(
         self, queue: str, state: TaskState, filter: Filter | None, cursor: Cursor | None
     ) -> _Part:
-        """Read a part of the tasks of a state, and select those that match."""
+        """Read a part of the tasks in a state, and select those that match."""
         after = None if cursor is None else cursor.place
         page = await self._broker.run(
             views.list_tasks(self._keys(queue), stored_in(state), count=TASKS_PER_STEP, after=after)
         )
         until_us = page.now_us if cursor is None else cursor.until_us
-        # Skip tasks that entered the state after the first step: an earlier step may have run them.
+        # Skip tasks that entered the state after the first step, because they may have done so
+        # after an earlier step ran them.
         rows = [row for row in page.rows if _came_us(row, state) <= until_us]
         # Dead tasks are ordered by death, so all tasks after a skipped one are also skipped.
         more = page.more and (state is not TaskState.DEAD or len(rows) == len(page.rows))
@@ -219,7 +220,7 @@ class _BulkMixin(_TasksMixin):
 
 
 def stored_in(state: TaskState) -> TaskState:
-    """Return the state under which the store keeps the tasks of a state: cancelled tasks are kept
+    """Return the state under which the store keeps the tasks in a state. It keeps cancelled tasks
     as completed."""
     return TaskState.COMPLETED if state is TaskState.CANCELLED else state
 

@@ -1,4 +1,4 @@
-"""Converts payloads to JSON for editing and back, and records former payloads. Without I/O."""
+"""Converts payloads to JSON for editing and back, and records former payloads. Does no I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups of failed tasks that have the same error, and their totals. Pure."""
+"""Groups of failed tasks that have the same error, and their totals. Does no I/O."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ MAX_MEASURE_S: Final = 5.0
 
 
 def explain(facts: Facts) -> Explanation:
-    """Return the explanation for a task that is in the queue. Pure."""
+    """Return the explanation for a task that is in the queue. Does no I/O."""
     task, shown = facts.task, facts.task.shown
     blank = Explanation(
         id=facts.id,
@@ -290,7 +290,7 @@ def _dead(facts: Facts, blank: Explanation) -> Explanation:
 
 
 def with_bounds(explanation: Explanation, bounds: QueueBounds) -> Explanation:
-    """Return the explanation, with a sentence added if the queue is full or nearly full. Pure."""
+    """Return the explanation, with a sentence added if the queue is full or nearly full. Does no I/O."""
     if bounds.phrase is None:
         return explanation
     full = phrase("The queue is %(note)s.", note=bounds.phrase)

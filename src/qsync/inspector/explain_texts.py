@@ -1,4 +1,4 @@
-"""Sentences about a task that is not running yet. Pure."""
+"""Sentences about a task that is not running yet. Does no I/O."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Facts:
     waits_for: LimitInfo | None = None
     """Limit for which a limited task waits."""
     waits_before: int = 0
-    """Number of tasks ahead of it that wait for the same limit, or for the same paused type."""
+    """Number of tasks ahead of the task that wait for the same limit or the same paused type."""
     type_pause: Pause | None = None
     """Pause of the task's type; None if the type is not paused."""
     waits_for_type: bool = False

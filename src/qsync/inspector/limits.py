@@ -28,7 +28,7 @@ class OperatorRule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A limit of a queue at one moment. If no task uses the name, only its rule is set.
+    """A limit of a queue at one moment. If no task uses the limit, only the rule fields are set.
 
     rule          the rule in effect; None means the limit allows everything
     source        who set this rule
@@ -87,7 +87,7 @@ class _LimitsMixin(Base):
     """Operations on limits."""
 
     async def limits(self, queue: str = "default", *, cursor: str | None = None) -> LimitPage:
-        """Return a page of the limits of a queue: those in use, and those that have a rule.
+        """Return a page of a queue's limits: those in use, and those that have a rule.
 
         A page has about 100 limits in use; it may have fewer even if another page follows. The
         first page also has all rules.
@@ -107,7 +107,7 @@ class _LimitsMixin(Base):
     async def limits_of(
         self, queues: Sequence[str], *, count: int = LIMITS_PER_PAGE
     ) -> list[LimitPage]:
-        """Return the first page of the limits of several queues, in one round trip.
+        """Return the first page of limits of each queue, in one round trip.
 
         Each page has about `count` limits in use, and all rules.
         """
@@ -124,9 +124,10 @@ class _LimitsMixin(Base):
     async def set_limit(
         self, limit: str, rule: LimitRule, *, queue: str = "default", by: str = ""
     ) -> Change:
-        """Set the rule of a limit or of a name; it overrides the program's until `reset_limit`.
+        """Set the rule of a limit, or of all limits with a name; the rule overrides the program's
+        rule until `reset_limit`.
 
-        A lowered rule stops no running task. Create the rule with `qsync.limit.limit_rule`.
+        Lowering a rule does not stop running tasks. Create the rule with `qsync.limit.limit_rule`.
         """
         keys = self._keys(queue)
         check_limit(limit, "limit")
@@ -179,7 +180,7 @@ def _page(
 
 
 def info_of(queue: str, detail: LimitDetail) -> LimitInfo:
-    """Convert a stored limit into its public form, with the tasks that hold it. Pure."""
+    """Convert a stored limit into its public form, with the tasks that hold it. Does no I/O."""
     limit, program = detail.state.limit, detail.program
     rules = {} if program is None else {limit_name(limit): program}
     operators = {} if detail.operator is None else {detail.operator.limit: detail.operator}

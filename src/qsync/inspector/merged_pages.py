@@ -36,11 +36,12 @@ class _TaskListsMixin(_TasksMixin):
         filter: Filter | None = None,
         newest_first: bool | None = None,
     ) -> Page:
-        """Return a page of the tasks of several queues in a state; see `tasks` for one queue.
+        """Return a page of the tasks that several queues have in a state; for a single queue, see
+        `tasks`.
 
         Tasks are ordered by the time at which they are due, died or will be deleted. Pending and
-        active tasks come queue by queue, each in its queue's order. Use a `cursor` with the same
-        queues only.
+        active tasks come queue by queue, each in its queue's order. A `cursor` is valid only for
+        the same queues.
         """
         checked = check_state(state)
         if newest_first is None:

@@ -1,6 +1,6 @@
 """Shows a part of a msgpack value as indented JSON, read directly from its bytes.
 
-The cost is bounded for any input: only the shown part is decoded. Pure.
+The cost is bounded for any input, because only the shown part is decoded. Does no I/O.
 """
 
 from __future__ import annotations

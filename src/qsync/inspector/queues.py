@@ -31,7 +31,7 @@ TASKS_PER_FORGET: Final = 500
 """Approximate number of tasks that one call of `forget` deletes."""
 
 KEY_SCANS: Final = 100
-"""Maximum number of SCAN calls for key names, which return about 1,000 names each."""
+"""Maximum number of SCAN calls for key names; each call returns about 1,000 names."""
 
 PURGED: Final = (
     TaskState.PENDING, TaskState.LIMITED, TaskState.SCHEDULED, TaskState.RETRY,
@@ -150,7 +150,7 @@ class _QueuesMixin(_LiveServersMixin):
 
         Pass the returned cursor to the next step, or use `steps` for all steps. Tasks that enter
         the state after the first step are not deleted. A step blocks the store for at most a few
-        milliseconds. Raises InvalidTask for `active`: cancel running tasks instead.
+        milliseconds. Raises InvalidTask for `active`; cancel running tasks instead.
         """
         checked, place = check_state(state), read_cursor(cursor)
         if checked is TaskState.CANCELLED:
@@ -194,7 +194,7 @@ class _QueuesMixin(_LiveServersMixin):
             operator_ops.delete_queue(self._keys(queue), force=force)
         )
         gone = not remaining and (existed or deleted > 0)
-        # Record these actions outside of the queue, whose own record is deleted with it.
+        # Record these actions outside of the queue, because its own record is deleted with it.
         await self._record("queue.purge", queue, number=deleted)
         await self._record("queue.delete", queue, number=int(gone))
         if remaining:

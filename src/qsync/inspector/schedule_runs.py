@@ -126,9 +126,9 @@ class _ScheduleRunsMixin(_SchedulesMixin):
         `end`.
 
         The interval must have at most 1,000 ticks, all in the past. A tick that already ran is not
-        enqueued again. Its task has the tick's id, which the store refuses for a week after the
-        task has left the queue. With `dry_run` nothing is enqueued. Returns None if there is no
-        such schedule; raises InvalidTask if the interval is invalid.
+        enqueued again, because the task of a tick has the tick's id, and the store refuses this id
+        for a week after the task has left the queue. With `dry_run` nothing is enqueued. Returns
+        None if there is no such schedule; raises InvalidTask if the interval is invalid.
         """
         keys = self._keys(queue)
         now_us, published = await self._broker.run(views.schedules(keys, name))

@@ -30,7 +30,7 @@ TARGETS: Final = 50
 """Maximum number of queues and states that one call reads."""
 
 _LOWEST: Final = ("-9e18", "")
-"""Position before all tasks of a state."""
+"""Position before the first task in a state."""
 
 Verb = Literal["retry", "cancel", "delete"]
 
@@ -71,7 +71,7 @@ class SearchStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Target(NamedTuple):
-    """The tasks of a state in a queue; `size` is the number of tasks in the set that stores them.
+    """The tasks in a state in a queue; `size` is the number of tasks in the set that stores them.
 
     The store keeps completed and cancelled tasks in one set.
     """
@@ -83,7 +83,7 @@ class _Target(NamedTuple):
 
 
 class _SearchMixin(_BulkMixin):
-    """Searches of the tasks of all queues and states."""
+    """Operations that search the tasks of all queues and states."""
 
     async def search(
         self,

@@ -1,4 +1,4 @@
-"""Parses the language of searches: `type:mail.* state:dead age:>1h no address`. Pure."""
+"""Parses the language of searches: `type:mail.* state:dead age:>1h no address`. Does no I/O."""
 
 from __future__ import annotations
 

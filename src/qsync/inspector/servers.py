@@ -213,7 +213,7 @@ class _ServersMixin(_LiveServersMixin):
 
 def unknown_types_of(records: Sequence[Record]) -> dict[str, list[str]]:
     """Return, by queue, the types that some of these servers received but none of them handles.
-    Pure."""
+    Does no I/O."""
     handled = {
         (queue, type) for record in records for queue in record.queues for type in record.types
     }
@@ -235,7 +235,8 @@ def _add(running: dict[str, list[RunningTask]], row: TaskRow) -> None:
         progress=row.progress,
     )
     tasks = running.setdefault(row.server, [])
-    # Skip duplicates: a task whose lease is renewed during the scan moves back and is read twice.
+    # Skip duplicates, since a task whose lease is renewed during the scan moves back and is read
+    # twice.
     if not any(
         other.id == task.id and other.queue == task.queue for other in tasks[-ACTIVE_PER_PAGE:]
     ):
@@ -263,7 +264,7 @@ def server_info_of(record: Record, tasks: list[RunningTask], *, complete: bool) 
 
 
 def long_runs_of(records: Iterable[Record], now_us: int, at_least: float) -> list[LongRun]:
-    """Return the tasks that servers reported as long-running, the longest first. Pure."""
+    """Return the tasks that servers reported as long-running, the longest first. Does no I/O."""
     runs = [
         LongRun(queue=queue, id=id, server=record.id, seconds=(now_us - since_us) / 1e6)
         for record in records

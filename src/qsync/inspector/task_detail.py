@@ -1,4 +1,4 @@
-"""Builds the full description of a task from its data in the store. Without I/O."""
+"""Builds the full description of a task from its data in the store. Does no I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Converts tasks from the store into list rows, and applies filters. Pure."""
+"""Converts tasks from the store into list rows, and applies filters. Does no I/O."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ FIND_PAGES: Final = 5
 """Number of pages of about a thousand queue names that are searched for an id."""
 
 ENDED_WELL: Final = (TaskState.COMPLETED, TaskState.CANCELLED)
-"""States of tasks that are kept for their retention."""
+"""States in which tasks are kept for their retention period."""
 
 TIMED: Final = (TaskState.SCHEDULED, TaskState.RETRY)
 """States of tasks that wait until they are due."""

@@ -81,7 +81,7 @@ class TypeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """The number of tasks of a state that were read to count them by type, and the total number."""
+    """The number of tasks in a state that were read to count them by type, and the total number."""
 
     read: int
     total: int

@@ -155,7 +155,7 @@ class _TypesMixin(Base):
         return await asyncio.to_thread(TypeHistory, blocks, reports, type_ids)
 
     async def _sample(self, queue: str, state: TaskState) -> tuple[Sample, Counter[str]]:
-        """Count the first tasks of a state by type."""
+        """Count the first tasks in a state by type."""
         counts, place = Counter[str](), None
         read = total = 0
         for _ in range(MAX_SAMPLES):
@@ -189,7 +189,7 @@ class _TypesMixin(Base):
         fetched may still start. If the type is already paused, the outcome is `done` too: `by` and
         `why` are replaced, and the pause keeps its start time. From then on the queue has layout 2,
         and servers of versions without flow control stop serving it. Raises InvalidTask when 100
-        other types of the queue are paused: pause the queue instead.
+        other types of the queue are paused; in that case, pause the queue instead.
         """
         keys = self._keys(queue)
         check_type(type)
@@ -217,12 +217,12 @@ class _TypesMixin(Base):
 
 
 def server_start(start: StoredStart) -> ServerStart:
-    """Convert a stored start of servers into its public form. Pure."""
+    """Convert a stored start of servers into its public form. Does no I/O."""
     return ServerStart(at=from_us(start.first_us), version=start.version, servers=start.servers)
 
 
 def paused_type(paused: type_ops.StoredPause) -> PausedType:
-    """Convert a stored pause of a type into its public form. Pure."""
+    """Convert a stored pause of a type into its public form. Does no I/O."""
     pause = pause_of(paused.note, paused.paused_at_us)
     return PausedType(
         type=paused.type, pause=pause or Pause(by="", why="", at=None), waiting=paused.waiting

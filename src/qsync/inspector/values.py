@@ -342,7 +342,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None
 
     def __add__(self, later: Step) -> Step:
-        """Return the sums of both steps, with the cursor of the later one."""
+        """Return the sum of this step and a later one, with the later step's cursor."""
         return Step(
             scanned=self.scanned + later.scanned,
             done=self.done + later.done,

@@ -1,4 +1,4 @@
-"""The attempts of a task as bars, and the link to its trace. Pure."""
+"""The attempts of a task as bars, and the link to its trace. Does no I/O."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ MAX_SESSIONS: Final = 10_000
 MIN_TOKEN_LENGTH: Final = 16
 
 VIEW_MARK: Final = ".view"
-"""Suffix of the cookie of a read-only session."""
+"""Suffix that is added to the name of a read-only session's cookie."""
 
 MAX_ATTEMPTS: Final = 5
 """Number of wrong tokens that an address may send within ATTEMPTS_WINDOW_S."""
@@ -97,7 +97,7 @@ class DenyAll:
 
 
 class AllowAll:
-    """Allows all requests: the outer app has already checked them."""
+    """Allows all requests, because the outer app has already checked them."""
 
     async def admit(self, request: Request) -> str | Response:
         """Return the user's name, if the outer app sets one."""

@@ -147,7 +147,7 @@ def _ago(language: str, since_s: float) -> str:
 def path_of(values: Values, top: float, room: int = 0) -> str:
     """Return the SVG path of values, with the latest at the right; the full width is `room` values.
 
-    A value between two gaps becomes a short dash: a line of one point would be invisible.
+    A value between two gaps becomes a short dash, because a line of one point would be invisible.
     """
     room = room or len(values)
     step = WIDTH / max(1, room - 1)
@@ -195,7 +195,7 @@ TIMES_S: Final = (
     60, 120, 300, 600, 1200, 1800, 3600, 7200, 14_400, 28_800, 43_200, 86_400, 172_800, 345_600,
     604_800,
 )  # fmt: skip
-"""Upper ends of time scales above a minute: round values whose halves are round."""
+"""Upper ends of time scales above a minute: round values whose halves are also round."""
 
 
 def time_ceiling(seconds: float) -> float:

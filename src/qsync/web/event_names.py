@@ -1,4 +1,4 @@
-"""Display names of the actions of operators, and of the runs of schedules."""
+"""Display names of operators' actions and of scheduled runs."""
 
 from __future__ import annotations
 

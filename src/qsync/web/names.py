@@ -50,7 +50,7 @@ EVENTS: Final = {
     "returned to queue": marked("returned to queue"),
     "snoozed": marked("snoozed"),
 }
-"""Display names of the events of a task, by label."""
+"""Display names of a task's events, by label."""
 
 COUNTERS: Final = {
     "enqueued": marked("Tasks enqueued"),
@@ -65,7 +65,7 @@ COUNTERS: Final = {
     "dropped": marked("Tasks dropped"),
     "bytes": marked("Size of messages"),
 }
-"""Display names of the counters of a queue."""
+"""Display names of a queue's counters."""
 
 KINDS: Final = {"binary": marked("binary"), "text": marked("text"), "value": "msgpack"}
 """Display names of kinds of payload; any other kind is the name of a format, and is shown as it
@@ -73,12 +73,12 @@ is."""
 
 
 def event_name(label: str) -> str:
-    """Return the display name of an event of a task."""
+    """Return the display name of a task's event."""
     return _(EVENTS.get(label, label))
 
 
 def counter_name(counter: str) -> str:
-    """Return the display name of a counter of a queue."""
+    """Return the display name of a queue's counter."""
     return _(COUNTERS.get(counter, counter))
 
 

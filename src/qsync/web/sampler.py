@@ -48,7 +48,7 @@ class Figures(NamedTuple):
     def since(self, earlier: Figures) -> Figures:
         """Return the growth of the counters since an earlier sample.
 
-        The growth is never negative: the counters of a queue that was recreated restart at 0.
+        The growth is never negative, although the counters of a recreated queue restart at 0.
         """
         return Figures(
             max(0, self.enqueued - earlier.enqueued),

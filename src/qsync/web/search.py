@@ -1,4 +1,4 @@
-"""The page of the search over all queues and states, which reads the tasks part by part."""
+"""The search page, which searches the tasks of all queues and states, part by part."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _verbs(query: SearchQuery) -> list[Verb]:
 
 
 def _lone_word(query: SearchQuery) -> str:
-    """Return the word of a search that has only one word, which may be an id; otherwise ""."""
+    """Return the only word of a search, since it may be an id; "" if the search has other terms."""
     [term, *others] = query.terms or (None,)
     alone = term is not None and not others and not term.key and " " not in term.value
     return term.value if term is not None and alone else ""

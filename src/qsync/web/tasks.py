@@ -138,7 +138,7 @@ async def _payload(site: Site, task: TaskDetail) -> tuple[Shown | None, str]:
     """Return the payload to show, or None and the reason why it is hidden."""
     if site.mask is None:
         return task.shown, ""
-    # Run the mask in a thread: it is the user's code, and may be slow.
+    # Run the mask in a thread, because it is the user's code and may be slow.
     return await asyncio.to_thread(_masked, site.mask, task)
 
 

@@ -68,8 +68,8 @@ def gettext(text: str, /, **values: Any) -> Markup:
 
 
 def ngettext(one: str, many: str, number: int, /, **values: Any) -> Markup:
-    """Translate a string with the plural form for a number, which replaces `%(num)s`; the string
-    may contain HTML tags."""
+    """Translate a string with the plural form for a number, and fill in the number as `%(num)s`;
+    the string may contain HTML tags."""
     return _markup(current().catalogue.ngettext(one, many, number), {"num": number, **values})
 
 

@@ -43,7 +43,7 @@ def _(text: str, /, **values: Any) -> str:
 
 
 def ngettext(one: str, many: str, number: int, /, **values: Any) -> str:
-    """Translate a text with the plural form for a number, which replaces `%(num)s`."""
+    """Translate a text with the plural form for a number, and fill in the number as `%(num)s`."""
     text = current().catalogue.ngettext(one, many, number)
     return filled(text, {"num": number, **values}, written)
 
@@ -67,7 +67,7 @@ STATES: Final = {
     TaskState.DEAD: marked("dead"),
     TaskState.CANCELLED: marked("cancelled"),
 }
-"""Display names of the states of a task."""
+"""Display names of a task's states."""
 
 
 def written(value: Any) -> str:

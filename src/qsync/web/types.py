@@ -30,7 +30,7 @@ EARLIER: Final[dict[Period, str]] = {
     "1h": marked("yesterday at this time"), "24h": marked("the day before"),
     "7d": marked("the week before"), "90d": "",
 }  # fmt: skip
-"""Label of the faint line in the charts of each period, which shows an earlier period."""
+"""For each period, the label of the faint line that shows an earlier period in the charts."""
 
 QUEUES_SHOWN: Final = 100
 

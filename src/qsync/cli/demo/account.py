@@ -148,13 +148,13 @@ class Ledger:
         return End.DONE if id in self.history.done[kind] else End.LOST
 
     def seen_ids(self, kind: str) -> set[str]:
-        """Return the ids of the tasks of a kind that have started or are in the store."""
+        """Return the ids of the tasks of one kind that have started or are in the store."""
         started = {id for id, name in self.history.kinds.items() if name == kind}
         return started | {id for id, row in self.stored.items() if row.type == kind}
 
 
 class KindAccount(msgspec.Struct):
-    """The account of the tasks of one kind."""
+    """The account of one kind of task."""
 
     kind: str
     offered: int

@@ -51,7 +51,8 @@ def demo(
     if not console.is_terminal:
         console.width = 100
     with _folder(keep=keep) as folder:
-        # Set these before the module `tasks` is imported, here and in the worker: it reads them.
+        # Set these variables before this process and the worker import the module `tasks`, which
+        # reads them.
         os.environ["QSYNC_URL"] = url or f"embedded://{quote(str(folder / 'store'))}"
         os.environ["QSYNC_PREFIX"] = f"qsync-demo-{secrets.token_hex(4)}"
         os.environ["QSYNC_DEMO"] = str(folder)

@@ -104,7 +104,7 @@ class DemoClient:
             self._ledger.wrong["typed"] += counts != tasks.count(offset)
 
     async def unique(self) -> None:
-        """Enqueue the same 20 tasks from 8 clients at once, each in its own order."""
+        """Enqueue the same 20 tasks from 8 concurrent clients, each in its own order."""
         holders = defaultdict[str, set[str]](set)
 
         async def call(seed: int) -> None:
@@ -119,7 +119,8 @@ class DemoClient:
         self._ledger.wrong["unique"] += sum(len(ids) != 1 for ids in holders.values())
 
     async def enqueue_cancelled(self) -> set[str]:
-        """Enqueue tasks to cancel, most of them due in an hour; return the ids of the others."""
+        """Enqueue tasks to cancel, most of which are due in an hour; return the ids of the tasks
+        that start immediately."""
         later, now = tasks.cancel.options(delay=3600).build(), tasks.cancel.build()
         return set((await self._offer([later] * 8 + [now] * 4))[8:])
 
@@ -182,7 +183,7 @@ class Run:
         """Run `qsync worker` in a separate process; raise DemoError if it ends by itself."""
         self._screen.tell(f"$ qsync {' '.join(WORKER)}")
         log = self._folder / "worker.log"
-        # PR_SET_PDEATHSIG: the system ends the worker if the demo is killed.
+        # With PR_SET_PDEATHSIG, the kernel ends the worker if the demo is killed.
         end_with_parent = partial(ctypes.CDLL(None).prctl, 1, signal.SIGTERM)
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
@@ -242,8 +243,8 @@ class Run:
             await self._until(lambda: running <= history.starts.keys(), "tasks to start")
             await demo.cancel()
             await self._kill_one()
-            # Wait for the slow tasks: the poison task could interrupt them a second time, and a
-            # task that is interrupted twice runs alone.
+            # Wait for the slow tasks, because the poison task could interrupt them a second time,
+            # and a task that is interrupted twice runs alone.
             await self._until(lambda: len(history.done["slow"]) == SLOW, "the slow tasks")
             screen.tell("enqueue a task that kills its server", loud=True)
             await demo.poison()
@@ -263,7 +264,7 @@ class Run:
         while not holds():
             if events != self._history.events:
                 events, changed_at = self._history.events, time.monotonic()
-            # While tasks are unfinished, a server may only be slow: wait longer.
+            # While tasks are unfinished, wait longer, because the servers may only be slow.
             timeout_s = 900 if self._unfinished else 120
             if time.monotonic() > changed_at + timeout_s:
                 raise DemoError(

@@ -142,7 +142,8 @@ async def scheduled() -> None:
 
 @app.task("unique", queue="lower", middleware=[recorded], unique=3600)
 async def unique(name: str) -> None:
-    """Do nothing; many clients enqueue the task at once, and the store accepts one per name."""
+    """Do nothing; several clients enqueue the task concurrently, and the store accepts one task per
+    name."""
 
 
 @app.task("late", middleware=[recorded])
