@@ -290,7 +290,8 @@ def _dead(facts: Facts, blank: Explanation) -> Explanation:
 
 
 def with_bounds(explanation: Explanation, bounds: QueueBounds) -> Explanation:
-    """Return the explanation, with a sentence added if the queue is full or nearly full. Does no I/O."""
+    """Return the explanation, with another sentence if the queue is full or nearly full. Does no
+    I/O."""
     if bounds.phrase is None:
         return explanation
     full = phrase("The queue is %(note)s.", note=bounds.phrase)
