@@ -26,7 +26,7 @@ def queues(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def servers(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the server ids that begin with the text, of running servers only."""
+    """Return the ids of running servers that begin with the text."""
 
     async def read(inspector: Inspector) -> list[str]:
         return (await inspector.overview(names=())).servers
@@ -62,5 +62,5 @@ def _names(
         )
         with contextlib.closing(connections):
             names = asyncio.run(read_in_time(connections))
-    # Leave out names with unprintable characters: the shell would insert them as they are.
+    # Leave out names with unprintable characters, because the shell would insert them as they are.
     return sorted({name for name in names if name.startswith(incomplete) and name.isprintable()})

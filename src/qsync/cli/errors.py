@@ -235,7 +235,7 @@ def retry(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Make the tasks of an error pending now; dead tasks get a fresh set of attempts.
+    """Make the tasks that failed with an error pending now; dead tasks get a fresh set of attempts.
 
     For example, once the provider is back: qsync errors retry 1f0c2a9b
     """
@@ -255,7 +255,7 @@ def delete(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Delete the tasks of an error."""
+    """Delete the tasks that failed with an error."""
     with open_store(store) as session:
         job = _job(session, id, queue, state, "deleted", as_json)
         question = None if yes else "Delete"

@@ -221,7 +221,7 @@ def open_now(
 
 
 async def _closed(inspector: Inspector, name: str, queue: str) -> Change:
-    """Return the outcome of opening a limit, without opening it."""
+    """Return the outcome that opening a limit would have, without opening it."""
     if await inspector.queue(queue) is None:
         return Change(outcome="not_found")
     info = await inspector.limit(name, queue=queue)

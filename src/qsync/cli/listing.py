@@ -96,8 +96,8 @@ class OutputOptions:
         print_table: Callable[[bool], None],
         document: object = None,
     ) -> None:
-        """Print rows; `print_table` prints them as a table, and cuts no cell if its argument is
-        true.
+        """Print the rows in the chosen format. `print_table` prints them as a table; if its
+        argument is true, it cuts no cell.
 
         With JSON output, print `document` instead of the rows.
         """

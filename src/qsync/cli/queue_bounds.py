@@ -107,8 +107,8 @@ def set_bounds(
 
     For example: qsync queue set mail --max-tasks 100000 --latency-target 30s
 
-    These bounds override the program's until `qsync queue reset`. A bound without its option keeps
-    its value. A queue that exceeds a new bound loses no tasks.
+    These bounds override the program's until `qsync queue reset`. A bound keeps its value if its
+    option is not passed. A queue that exceeds a new bound loses no tasks.
     """
     author = current_user() if by is None else by
     with open_store(store) as session:

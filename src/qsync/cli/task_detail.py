@@ -54,7 +54,7 @@ def print_task(detail: TaskDetail, why: Explanation | None) -> None:
 
 
 def print_error(detail: TaskDetail) -> None:
-    """Print the last error of a task with its traceback, if it has one."""
+    """Print a task's last error with its traceback, if the task has failed."""
     if detail.error:
         is_cut = len(detail.error.encode(errors="replace")) >= ERROR_LIMIT - 8
         note = f"only the first and last parts are kept, {ERROR_LIMIT // 1024} KiB in all"

@@ -123,7 +123,7 @@ class Report:
 
 
 def damages_of(row: AuditRow, queue: str) -> list[Damage]:
-    """Return the damage that a task's data, all read at one moment, shows."""
+    """Return the damage to a task, given its data as read at one moment."""
     if not row.id:
         return [Damage("strange lock", queue, "", row.claim)] if row.claim else []
     return [
@@ -385,7 +385,7 @@ class Auditor:
 
 
 class _Denied(Exception):
-    """The store denies the permission to read."""
+    """Raised when the store denies permission to read."""
 
 
 def _is_name(text: str) -> bool:

@@ -235,7 +235,7 @@ def full_queues(notes: Mapping[str, str]) -> Finding:
 
 
 def round_trip(seconds: Sequence[float]) -> Finding:
-    """Check the time of a round trip."""
+    """Check how long a round trip to the store takes."""
     ms = statistics.median(seconds) * 1000
     if ms > SLOW_MS:
         text = f"{ms:.1f} ms for each call: run clients and servers closer to the store"

@@ -300,7 +300,7 @@ def _check_page(cursor: str | None) -> str:
 
 
 def _is_name(text: str) -> bool:
-    """Return whether this is a valid queue name; other members of the set are ignored."""
+    """Return whether this is a valid queue name; other members of the set of queues are ignored."""
     try:
         QueueKeys("p", text)
     except InvalidTask:

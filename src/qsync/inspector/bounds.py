@@ -1,4 +1,4 @@
-"""Operators' bounds of queues, and weights of fairness keys."""
+"""Bounds that operators set for queues, and weights of fairness keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qsync.value_text import shorten
 
 
 class _BoundsMixin(_LiveServersMixin):
-    """Operations on bounds and weights."""
+    """Operations on the bounds of queues and on the weights of fairness keys."""
 
     async def bounds(self, queue: str) -> QueueBounds:
         """Return the bounds of a queue and how close the queue is to them."""

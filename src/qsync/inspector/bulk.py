@@ -206,7 +206,7 @@ class _BulkMixin(_TasksMixin):
     async def steps(
         self, step: Callable[..., Awaitable[Step]], *args: Any, **options: Any
     ) -> AsyncIterator[Step]:
-        """Run all steps of a bulk change, e.g. of `run_dead` or `purge`, and yield each.
+        """Run all steps of a bulk change, e.g. of `run_dead` or `purge`, and yield each result.
 
         `async for step in inspector.steps(inspector.run_dead, "default", Filter(type="mail")): ...`
         """

@@ -59,7 +59,7 @@ class Composition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _CompositionMixin(_LiveServersMixin):
-    """Operations on the composition of a queue, and on its latency target."""
+    """Operations on the types and fairness keys of pending tasks, and on the latency target."""
 
     async def composition(self, queue: str) -> Composition:
         """Return the types of a queue's pending tasks, from a sample of up to 500 of them."""

@@ -1,4 +1,4 @@
-"""Actions of operators: their authors, and their form in the inspector."""
+"""Actions of operators: who performs them, and how the inspector returns them."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ class Actor(NamedTuple):
     def event(
         self, action: str, subject: str = "", detail: str = "", *, by: str = "", key: bytes = b""
     ) -> bytes:
-        """Return an action in the scripts' format; with a `key`, as a step of the action with that
-        key."""
+        """Encode an action for the scripts; with a `key`, the action is recorded as a step of the
+        action that has this key."""
         texts = [plain_text(text) for text in (by or self.by, subject, detail)]
         record = EventRecord(action, *texts)
         key = key or self.key
@@ -108,7 +108,7 @@ def new_key() -> bytes:
 
 
 def operator_event(queue: str | None, stored: StoredEvent) -> OperatorEvent | None:
-    """Return an entry of the record in its public form; None if it cannot be read."""
+    """Convert a stored action into an OperatorEvent; None if the stored action cannot be read."""
     record = stored.record
     if record is None:
         return None

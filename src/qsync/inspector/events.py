@@ -19,7 +19,7 @@ READ_PER_QUEUE: Final = 100
 """Number of actions read per queue if a request without a filter would read more than READ_MOST."""
 
 READ_MOST: Final = 50_000
-"""Maximum number of actions in all queues that a request without a filter reads in full."""
+"""Number of actions in all queues up to which a request without a filter reads all of them."""
 
 
 class _EventsMixin(Base):

@@ -146,7 +146,8 @@ def priority_sentences(facts: Facts) -> list[Phrase]:
 
 
 def later_call_sentences(facts: Facts) -> list[Phrase]:
-    """Return the sentence about later calls with a waiting task's unique key, if they matter."""
+    """Return a sentence about the effect of later calls with a waiting task's unique key, if the
+    task is replaced or delayed by such calls."""
     options, message = facts.task.options, facts.task.message
     if not options.replaces or message is None:
         return []

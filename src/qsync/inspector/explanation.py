@@ -38,7 +38,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     holder    the task that holds its lock
     paused    who paused the queue; `type_paused`: who paused the type of the task
     limit     the limit that it waits for; the tasks `limit_holders` hold its slots
-    phrase    the sentence as a template and its values, for a translation
+    phrase    the sentence as a template and its values, so that a page can translate it
     """
 
     id: str
@@ -81,7 +81,7 @@ class Facts:
     waits_for: LimitInfo | None = None
     """Limit for which a limited task waits."""
     waits_before: int = 0
-    """Number of tasks ahead of the task that wait for the same limit or the same paused type."""
+    """Number of earlier tasks that wait for the same limit or the same paused type."""
     type_pause: Pause | None = None
     """Pause of the task's type; None if the type is not paused."""
     waits_for_type: bool = False

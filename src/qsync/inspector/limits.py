@@ -180,7 +180,7 @@ def _page(
 
 
 def info_of(queue: str, detail: LimitDetail) -> LimitInfo:
-    """Convert a stored limit into its public form, with the tasks that hold it. Does no I/O."""
+    """Convert a stored limit, with the tasks that hold it, into a LimitInfo. Does no I/O."""
     limit, program = detail.state.limit, detail.program
     rules = {} if program is None else {limit_name(limit): program}
     operators = {} if detail.operator is None else {detail.operator.limit: detail.operator}

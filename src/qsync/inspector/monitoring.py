@@ -25,8 +25,7 @@ SMALL_SAMPLE.
 
 SCHEDULES: Final = 500
 FEW_SCHEDULES: Final = 20
-"""SCHEDULES divided by the number of queues is the number of schedules read per queue, but at least
-FEW_SCHEDULES are read."""
+"""Number of schedules read per queue: an equal share of SCHEDULES, but at least FEW_SCHEDULES."""
 
 
 class TypeShares(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,7 +46,7 @@ _LENGTHS: Final = {
 
 
 class _Full(Exception):
-    """The preview has reached a limit."""
+    """Raised when the preview has reached a limit."""
 
 
 def preview(data: bytes) -> tuple[str, bool]:

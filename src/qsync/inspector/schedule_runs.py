@@ -1,4 +1,4 @@
-"""The last runs of schedules, and backfill: enqueueing the ticks of a past interval."""
+"""Reads the last runs of schedules, and enqueues the tasks of past ticks (backfill)."""
 
 from __future__ import annotations
 
@@ -170,7 +170,8 @@ class _ScheduleRunsMixin(_SchedulesMixin):
     async def _enqueue_ticks(
         self, name: str, queue: str, tasks: Sequence[NewTask], *, ticks: int
     ) -> Backfill:
-        """Enqueue the tasks of ticks until the queue is full; return the outcome for `ticks`."""
+        """Enqueue the tasks of ticks until the queue is full; `ticks` is the number of ticks in the
+        interval."""
         keys, field = self._keys(queue), run_field(name)
         remembered = [msgspec.structs.replace(task, remember_us=REMEMBERED_US) for task in tasks]
         created: list[str] = []

@@ -153,7 +153,7 @@ class _SchedulesMixin(Base):
         tz: str | None = None,
         missed: Missed = "skip",
     ) -> Change:
-        """Change when a stored schedule ticks; its task is unchanged.
+        """Change when a stored schedule ticks; the schedule's task stays the same.
 
         `refused`: the schedule cannot be read, or a program has a periodic task with the same name.
         """

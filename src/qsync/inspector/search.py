@@ -1,4 +1,4 @@
-"""Searches over all queues and states in parts, and bulk changes of the tasks found."""
+"""Searches over all queues and states in parts, and bulk changes to the tasks found."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class SearchStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Target(NamedTuple):
-    """The tasks in a state in a queue; `size` is the number of tasks in the set that stores them.
+    """A queue's tasks in one state; `size` is the number of tasks in the set that stores them.
 
     The store keeps completed and cancelled tasks in one set.
     """
@@ -131,7 +131,7 @@ class _SearchMixin(_BulkMixin):
         )
 
     async def search_total(self, query: SearchQuery, verb: Verb) -> dict[TaskState, int] | None:
-        """Return, by state, the number of tasks that a change of all found tasks would affect.
+        """Return, by state, the number of tasks that a change to all tasks found would affect.
 
         Returns None if the search has a filter; in that case, count them with `search_step`.
         """
@@ -228,8 +228,8 @@ def _cursor(target: _Target, inner: str) -> str:
 
 
 def _resume(targets: list[_Target], cursor: str | None) -> list[tuple[_Target, str]]:
-    """Return the remaining targets, each with the cursor within it; empty at the start of a
-    target."""
+    """Return the remaining targets, each with the cursor within it; the cursor is empty at the
+    start of a target."""
     if cursor is None:
         return [(target, "") for target in targets]
     state, _, place_text = cursor.partition("/")

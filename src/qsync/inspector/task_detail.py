@@ -96,7 +96,7 @@ def seconds_phrase(seconds: float) -> Phrase:
 
 
 def attempt_of(attempt: FailedAttempt) -> Attempt:
-    """Convert a stored failed attempt into its public form."""
+    """Convert a stored failed attempt into an Attempt."""
     return Attempt(
         number=attempt.number,
         at=from_us(attempt.at_us),

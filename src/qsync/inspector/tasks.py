@@ -32,7 +32,7 @@ MAX_SCANS: Final = 4
 """Maximum number of scans, of TASKS_PER_SCAN tasks each, to fill a page that has a filter."""
 
 FIND_PAGES: Final = 5
-"""Number of pages of about a thousand queue names that are searched for an id."""
+"""Number of pages of queue names, with about a thousand names each, searched for an id."""
 
 ENDED_WELL: Final = (TaskState.COMPLETED, TaskState.CANCELLED)
 """States in which tasks are kept for their retention period."""
@@ -102,7 +102,7 @@ class _TasksMixin(Base):
         shown = await self._show(id, queue)
         if shown is None:
             return None
-        # Decode in a thread: the message may be large, even above the current limit on payloads.
+        # Decode in a thread, since the message may be large, even above the current payload limit.
         task = await asyncio.to_thread(decode_task, id, shown)
         lock = task.options.lock or ""
         located = await self._broker.run(views.pending_position(self._keys(queue), id, lock=lock))

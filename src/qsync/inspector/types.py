@@ -217,12 +217,12 @@ class _TypesMixin(Base):
 
 
 def server_start(start: StoredStart) -> ServerStart:
-    """Convert a stored start of servers into its public form. Does no I/O."""
+    """Convert a stored start of servers into a ServerStart. Does no I/O."""
     return ServerStart(at=from_us(start.first_us), version=start.version, servers=start.servers)
 
 
 def paused_type(paused: type_ops.StoredPause) -> PausedType:
-    """Convert a stored pause of a type into its public form. Does no I/O."""
+    """Convert a stored pause of a type into a PausedType. Does no I/O."""
     pause = pause_of(paused.note, paused.paused_at_us)
     return PausedType(
         type=paused.type, pause=pause or Pause(by="", why="", at=None), waiting=paused.waiting
@@ -264,7 +264,7 @@ class Steps(NamedTuple):
     last: int
 
     def earlier(self) -> Steps | None:
-        """Return the steps of the earlier period for comparison; None if this period has none."""
+        """Return the steps of the earlier period for comparison; None without a comparison."""
         if not self.span.before:
             return None
         shift = self.span.before // self.span.minutes

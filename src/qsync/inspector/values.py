@@ -444,5 +444,5 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def phrase(self) -> Phrase | str:
-        """The schedule as a template and its values, for a translation."""
+        """The schedule as a template and its values, so that a page can translate it."""
         return self.schedule if self.every is None else every_phrase(self.every)

@@ -74,7 +74,7 @@ def bars_of(
 
 
 def outcomes() -> dict[str, str]:
-    """Return the words for how an attempt ended, by outcome."""
+    """Return the display names of an attempt's outcomes, by outcome."""
     return {"failed": _("failed"), "completed": _("completed")}
 
 

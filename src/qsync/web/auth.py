@@ -121,7 +121,7 @@ class CallbackAuth:
             return answer
         if isinstance(answer, str) and answer:
             return answer
-        # Accept only True itself: any other truthy value is probably a bug in the function.
+        # Accept only True itself, because any other truthy value is probably a bug in the function.
         return "" if answer is True else PlainTextResponse(f"{_('Access denied.')}\n", 403)
 
 

@@ -35,7 +35,7 @@ UNRESTED: Final = 200_000
 """Number of tasks after which a scan begins to pause between its parts."""
 
 UNWATCHED_S: Final = 30.0
-"""A scan ends if no page has asked for it for this long, in seconds."""
+"""Time after which a scan ends if no page has asked for it, in seconds."""
 
 
 TREND_S: Final = 300.0
@@ -111,7 +111,7 @@ class ErrorScanner:
             self._task.add_done_callback(_read_exception)
 
     def forget(self) -> None:
-        """Treat the last scan as old, because tasks have changed: the next page begins a new
+        """Treat the last scan as old because tasks have changed, so that the next page begins a new
         scan."""
         self._ended_at = self._took_s = 0.0
 

@@ -168,7 +168,7 @@ def floods(shares: Mapping[str, KeyShares]) -> list[Problem]:
 
 
 def stuck(fleet: Fleet) -> list[Problem]:
-    """Return a problem for each task that has run for very long; does no I/O."""
+    """Return a problem for each task that has been running for very long; does no I/O."""
     return [
         Problem(
             run.queue,

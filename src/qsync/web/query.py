@@ -49,7 +49,7 @@ class Fields:
         self.pairs = pairs
 
     def text(self, name: str, max_length: int = MAX_LENGTH) -> str:
-        """Return the first value of a field, cut to `max_length` characters; "" if it has none."""
+        """Return a field's first value, cut to `max_length` characters; "" if there is no value."""
         return next((value[:max_length] for key, value in self.pairs if key == name), "")
 
     def all(self, name: str, maximum: int = PAGE_SIZE) -> list[str]:
@@ -148,7 +148,7 @@ class Selection:
 
     @property
     def narrowing(self) -> str:
-        """The filter in words."""
+        """Description of the filter, as the end of a list's title."""
         parts = [
             _("of type %(type)s", type=self.type) if self.type else "",
             _("whose error contains “%(text)s”", text=self.error) if self.error else "",
@@ -203,16 +203,16 @@ def sheet_of(items: Sequence[T], fields: Fields) -> tuple[Sequence[T], Sheet]:
 
 
 def not_whole(field: str, text: str) -> Phrase:
-    """Return the message that a field is not a whole number."""
+    """Return the message for a field that is not a whole number."""
     return phrase("%(field)s: %(value)s is not a whole number", field=field, value=shorten(text))
 
 
 def not_number(field: str, text: str) -> Phrase:
-    """Return the message that a field is not a number."""
+    """Return the message for a field that is not a number."""
     return phrase("%(field)s: %(value)s is not a number", field=field, value=shorten(text))
 
 
 def not_seconds(field: str, text: str) -> Phrase:
-    """Return the message that a field is not a number of seconds."""
+    """Return the message for a field that is not a number of seconds."""
     value = shorten(text)
     return phrase("%(field)s: %(value)s is not a number of seconds", field=field, value=value)

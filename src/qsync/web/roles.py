@@ -1,6 +1,6 @@
 """Roles of users: `view` allows no changes, `operate` all except deletions, `delete` all changes.
 
-ROLES has the role that each route for a change requires.
+ROLES maps each route that makes a change to the role that it requires.
 """
 
 from __future__ import annotations

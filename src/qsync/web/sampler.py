@@ -78,7 +78,7 @@ class Sampler:
         self._samples: deque[TimedFigures] = deque(maxlen=SAMPLES_KEPT)
         self._task: asyncio.Task[None] | None = None
         self._days: dict[int, tuple[float, list[Day]]] = {}
-        """By number of days: the time of the last read, and the counters that it returned."""
+        """For each number of days: when its counters were last read, and the counters."""
         self._days_lock = asyncio.Lock()
 
     @property

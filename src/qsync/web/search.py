@@ -155,7 +155,7 @@ def _lone_word(query: SearchQuery) -> str:
 async def _with_id(site: Site, id: str) -> list[TaskRow]:
     try:
         return await site.inspector.find(id)
-    except InvalidTask:  # the word is not a valid id: search for it as text
+    except InvalidTask:  # the word is not a valid id, so search for it as text
         return []
 
 

@@ -53,7 +53,7 @@ HEADERS: Final = {
 
 
 class TooLargeError(Exception):
-    """The request's body exceeds BODY_LIMIT."""
+    """Raised when a request's body exceeds BODY_LIMIT."""
 
 
 @dataclass(frozen=True, slots=True)

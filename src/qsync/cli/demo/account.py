@@ -280,7 +280,7 @@ serve it in one terminal, and enqueue a task in another:
 
 
 class DemoError(Exception):
-    """The demo cannot continue; the message says why."""
+    """Raised when the demo cannot continue; the message says why."""
 
 
 class Screen:

@@ -154,7 +154,7 @@ class Run:
         self._servers = self._unfinished = 0
 
     async def play(self, *, clean_up: bool) -> Summary:
-        """Return the account of a whole run. Raise DemoError if it cannot continue."""
+        """Return the account of a whole run. Raise DemoError if the demo cannot continue."""
         try:
             return await self._play(clean_up)
         except BaseExceptionGroup as group:
