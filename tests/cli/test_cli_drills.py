@@ -125,7 +125,7 @@ def test_a_stuck_task(
     live.serve()
     live.enqueue(Task("hold", id="stuck"))
     wait_until(lambda: live.do(live.inspector.fleet()).long_runs, 20)
-    line = "default: task stuck has run for "
+    line = "default: task stuck has been running for "
     [shown] = [text for text in operator.types("stats").out.splitlines() if line in text]
     explain = shown.partition("; qsync ")[2]
     assert operator.types(explain).out.startswith("Running for ")

@@ -144,7 +144,7 @@ def test_runs_of_a_schedule_are_listed_and_backfilled(live: Live) -> None:
         "ticks": 7, "enqueued": 7, "skipped": 0, "refused": None,
     }  # fmt: skip
     again = live.ok(*words, "--yes").out
-    assert again == "0 tasks enqueued; 7 ticks skipped: already run\n"
+    assert again == "0 tasks enqueued; 7 ticks skipped, already run\n"
     assert queue_of(live)["states"]["pending"] == 7
     runs = live.ok("schedule", "history", "nightly", "--json").json
     assert [(run["made"], run["outcome"]) for run in runs] == [("backfill", "pending")] * 7

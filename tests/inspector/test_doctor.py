@@ -80,7 +80,7 @@ def levels(found: list[Finding]) -> dict[str, str]:
             "check the disk",
         ),
         (persistence({"aof_enabled": "0"}, "no", "3600 1"), "warning", "snapshots only"),
-        (persistence({"aof_enabled": "0"}, None, None), "warning", "possibly snapshots"),
+        (persistence({"aof_enabled": "0"}, None, None), "warning", "perhaps snapshots"),
         (persistence({"rdb_last_bgsave_status": "err"}, None, "60 1"), "problem", "snapshots fail"),
         (persistence({"aof_enabled": "0"}, "no", ""), "problem", "appendonly to yes"),
         (replication(None), "unknown", "INFO"),

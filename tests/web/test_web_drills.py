@@ -168,7 +168,7 @@ def test_tasks_of_an_unknown_type_after_a_deploy(system: Live, web: Visit) -> No
 def test_a_stuck_task(system: Live, web: Visit) -> None:
     system.serve(queues={"mail": 1}, lease=2)
     system.enqueue(Task("long", id="stuck", queue="mail", retention=60))
-    opened(web, "task stuck has run for")
+    opened(web, "task stuck has been running for")
     web.says("Running for")
     web.click("Cancel")
     web.says("Cancelled at")

@@ -143,7 +143,7 @@ def test_signal_while_the_app_is_imported_ends_the_worker_with_a_line(
     with Worker(tmp_path, store.url) as worker:
         wait_until(lambda: (tmp_path / "importing").exists(), timeout=60)
         assert worker.end(timeout=60) == 0
-    line = "qsync worker: SIGTERM while shop:app was being imported: no task was started\n"
+    line = "qsync worker: SIGTERM while shop:app was being imported; no task was started\n"
     assert worker.out() == line
 
 

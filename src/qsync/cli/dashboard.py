@@ -80,7 +80,7 @@ def dashboard(
     )] = "",
     trust_proxy: Annotated[list[str] | None, option(
         metavar="ADDRESS", help="IP address or network (10.0.0.0/8) of a proxy in front of the "
-        "dashboard. Its X-Forwarded-Proto and X-Forwarded-For are trusted: cookies are Secure "
+        "dashboard. Its X-Forwarded-Proto and X-Forwarded-For are trusted, so cookies are Secure "
         "behind TLS, and wrong tokens count against the user's address. Repeatable.",
     )] = None,
     mask: Annotated[str | None, option(

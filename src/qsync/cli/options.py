@@ -186,7 +186,7 @@ WithId = Annotated[str | None, option(
 
 OlderThan = Annotated[float | None, option(
     parser=duration_of, metavar="AGE", help="Only tasks older than AGE, e.g. 90s, 15m, 2h. A dead "
-    "task's age counts from its death, any other task's age from its enqueue.",
+    "task's age counts from when it died, any other task's age from when it was enqueued.",
 )]  # fmt: skip
 
 NewerThan = Annotated[float | None, option(
@@ -280,8 +280,9 @@ UniqueKey = Annotated[str | None, option(
 )]  # fmt: skip
 
 WhenDuplicate = Annotated[str | None, option(
-    "--on-duplicate", metavar="CHOICE", help="If another task has the key: raise (fail), skip "
-    "(print its id) or replace (it gets this payload).  [default: raise]",
+    "--on-duplicate", metavar="CHOICE", help="What to do if another task has the key: raise "
+    "(fail), skip (print that task's id) or replace (give that task this payload).  "
+    "[default: raise]",
 )]  # fmt: skip
 
 Debounce = Annotated[float | None, option(

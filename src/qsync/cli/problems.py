@@ -86,14 +86,15 @@ def problems_of(queues: Sequence[QueueInfo], fleet: Fleet, errors: Mapping[str, 
         if queue in names
     ]
     lines += [
-        f"{run.queue}: task {run.id} has run for "
+        f"{run.queue}: task {run.id} has been running for "
         f"{coarse_duration(run.seconds)}; qsync task explain {quote(run.id)} --queue {run.queue}"
         for run in fleet.long_runs
         if run.queue in names
     ]
     lines += [
-        f"{info.name}: {_died(info.died, errors.get(info.name))}; by error: "
-        f"qsync errors --queue {info.name}; once known: qsync errors acknowledge {info.name}"
+        f"{info.name}: {_died(info.died, errors.get(info.name))}; "
+        f"to list their errors: qsync errors --queue {info.name}; "
+        f"to acknowledge them: qsync errors acknowledge {info.name}"
         for info in queues
         if info.died is not None
     ]

@@ -107,5 +107,5 @@ def backfill(
 
 def _print(plan: Backfill, *, dry_run: bool) -> None:
     would = " would be" if dry_run else ""
-    skipped = f"; {plural(plan.skipped, 'tick')} skipped: already run" if plan.skipped else ""
+    skipped = f"; {plural(plan.skipped, 'tick')} skipped, already run" if plan.skipped else ""
     print_line(f"{plural(plan.enqueued, 'task')}{would} enqueued{skipped}")

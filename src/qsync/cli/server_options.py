@@ -26,8 +26,8 @@ TaskProcesses = Annotated[int | None, option(
 )]  # fmt: skip
 
 MaxTasks = Annotated[int | None, option(
-    metavar="N", min=1, help="Replace a process that has started this many tasks, e.g. 10000: "
-    "the process shuts down gracefully once its successor is ready. One process is replaced at a "
+    metavar="N", min=1, help="Replace a process that has started this many tasks, e.g. 10000. "
+    "The process shuts down gracefully when its successor is ready. One process is replaced at a "
     "time.  [default: no limit]",
 )]  # fmt: skip
 
@@ -136,8 +136,8 @@ Lease = Annotated[float | None, option(
 )]  # fmt: skip
 
 ShutdownTimeout = Annotated[float | None, option(
-    metavar="SECONDS", help="Time for running tasks to end after a stop; tasks still running then "
-    "restart elsewhere.  [default: 30]",
+    metavar="SECONDS", help="Time for running tasks to end after a stop; tasks that need more "
+    "time restart elsewhere.  [default: 30]",
 )]  # fmt: skip
 
 AllowEviction = Annotated[bool | None, option(

@@ -59,7 +59,7 @@ All = Annotated[
 ]
 
 State = Annotated[TaskState | None, option(
-    "--state", "-s", metavar="STATE", help="Apply to the tasks of this state that match the "
+    "--state", "-s", metavar="STATE", help="Apply to the tasks in this state that match the "
     "filters.",
 )]  # fmt: skip
 

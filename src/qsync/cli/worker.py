@@ -301,7 +301,7 @@ def early_stop(doing: str) -> Iterator[Callable[[], None]]:
         # Look at the signal, not at the exception, which imported code may have replaced.
         if not seen:
             raise
-        typer.echo(f"qsync worker: {seen[0]} while {doing}: no task was started", err=True)
+        typer.echo(f"qsync worker: {seen[0]} while {doing}; no task was started", err=True)
         raise typer.Exit(0) from error
     finally:
         for number, handler in before.items():

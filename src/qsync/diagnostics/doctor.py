@@ -316,8 +316,8 @@ def persistence(info: Mapping[str, str] | None, sync: str | None, save: str | No
     if save == "":
         text = "none: a restart of the store loses all tasks; set appendonly to yes"
         return Finding(name, "problem", text)
-    method = "snapshots only" if save else "no append-only file, possibly snapshots"
-    text = f"{method}: a crash loses tasks since the last snapshot; set appendonly to yes"
+    method = "snapshots only" if save else "no append-only file, perhaps snapshots"
+    text = f"{method}: a crash loses all changes since the last snapshot; set appendonly to yes"
     return Finding(name, "warning", text)
 
 

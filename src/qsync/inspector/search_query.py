@@ -24,9 +24,9 @@ KEYS: Final = {
     "type": phrase("type of the task, e.g. type:mail.*"),
     "error": phrase('text in the last error, e.g. error:"no address"'),
     "key": phrase("fairness key, e.g. key:acme"),
-    "id": phrase("a part of the id"),
+    "id": phrase("text in the id"),
     "args.NAME": phrase("an argument, e.g. args.customer:acme or args.order.lines.0:7"),
-    "age": phrase("time since death or enqueue, e.g. age:>1h or age:<2d"),
+    "age": phrase("time since the task died or was enqueued, e.g. age:>1h or age:<2d"),
     "group": phrase("id of an error on the Errors page"),
 }
 """Keys of terms, and their meanings; a term without a key is a word in the id, type or error."""

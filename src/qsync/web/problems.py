@@ -172,7 +172,10 @@ def stuck(fleet: Fleet) -> list[Problem]:
     return [
         Problem(
             run.queue,
-            _("task %(id)s has run for %(length)s.", id=run.id, length=coarse(run.seconds)),
+            _(
+                "task %(id)s has been running for %(length)s.",
+                id=run.id, length=coarse(run.seconds),
+            ),
             "/task",
             {"queue": run.queue, "id": run.id},
         )

@@ -101,8 +101,8 @@ async def _ask_to_run(site: Site, request: Request, form: Fields, selection: Sel
         )  # fmt: skip
     if matching.others:
         others = ngettext(
-            "%(num)s other %(state)s task stays due at its own time.",
-            "%(num)s other %(state)s tasks stay due at their own times.",
+            "%(num)s other %(state)s task keeps its due time.",
+            "%(num)s other %(state)s tasks keep their due times.",
             matching.others, state=state,
         )  # fmt: skip
         text = f"{text} {others}"

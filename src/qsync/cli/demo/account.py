@@ -201,7 +201,7 @@ def _row(ledger: Ledger, kind: str) -> KindAccount:
     ends = Counter(ledger.end_of(kind, id) for id in ids)
     problem = _problem(ledger, kind)
     if strangers := seen - set(ids):
-        problem = f"{len(strangers)} tasks that were not enqueued"
+        problem = f"{len(strangers)} tasks appeared without being enqueued"
     elif len(set(ids)) != len(ids):
         problem = "an id was accepted twice"
     elif offered != refused + len(ids):
@@ -242,7 +242,7 @@ def _problem(ledger: Ledger, kind: str) -> str:
 def _check_recovery(ledger: Ledger) -> CheckResult:
     total, restarts = len(ledger.interrupted), ledger.restarts()
     seconds = max(restarts, default=ledger.killed_at) - ledger.killed_at
-    text = f"{len(restarts)} of them started again, within {seconds:.2f} s"
+    text = f"{len(restarts)} of them started again within {seconds:.2f} s"
     return CheckResult(0 < total == len(restarts), f"kill -9 interrupted {total} tasks; {text}")
 
 

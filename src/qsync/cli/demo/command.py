@@ -33,7 +33,7 @@ def demo(
         metavar="URL", show_default=False, help="Store to use; the demo deletes its tasks at the "
         "end.  [default: a store of its own, in a temporary folder]",
     )] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the records, log and store.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the demo's files and store.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
 ) -> None:  # fmt: skip
     """Watch tasks of every kind run, fail, retry and survive a kill -9.

@@ -198,7 +198,7 @@ class Run:
                 await self._refresh()
                 await asyncio.sleep(0.1)
             lines = log.read_text(errors="replace").splitlines()[-15:]
-            raise DemoError("\n".join(["qsync worker ended; its log ends:", *lines]))
+            raise DemoError("\n".join(["qsync worker ended; the end of its log:", *lines]))
 
         stop_timeout_s = 0.5
         try:
@@ -246,7 +246,7 @@ class Run:
             # Wait for the slow tasks, because the poison task could interrupt them a second time,
             # and a task that is interrupted twice runs alone.
             await self._until(lambda: len(history.done["slow"]) == SLOW, "the slow tasks")
-            screen.tell("enqueue a task that kills its server", loud=True)
+            screen.tell("enqueueing a task that kills its server", loud=True)
             await demo.poison()
             screen.tell("the task is dead: after three crashes it does not run again", loud=True)
         # Pause the schedule, so that its ticks leave no tasks behind when the worker stops.
