@@ -17,7 +17,7 @@ from qsync.state import TaskState
 from qsync.times import Duration, duration_us
 
 TASKS_SAMPLED: int = 250
-"""Number of tasks that are read at each end of the pending tasks."""
+"""Number of pending tasks that are read at each end of the queue."""
 
 
 KEYS_SAMPLED: Final = 200

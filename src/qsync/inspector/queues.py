@@ -244,7 +244,7 @@ async def _prefixes_at(node: AsyncBroker) -> set[str]:
 
 
 def latency_of(shown: views.QueueSnapshot) -> float:
-    """Return how long the oldest of the first pending tasks has waited, in seconds."""
+    """Return the longest time that one of the first pending tasks has waited, in seconds."""
     waiting = [] if shown.since_us is None else [shown.since_us]
     waiting += [
         since

@@ -140,7 +140,7 @@ class _ScheduleRunsMixin(_SchedulesMixin):
         except (codec.CodecError, InvalidTask) as error:
             return Backfill(ticks=0, enqueued=0, skipped=0, refused=str(error))
         if schedule is None:
-            why = "a custom schedule: only its server can compute its ticks"
+            why = "only its server can compute the ticks of a custom schedule"
             return Backfill(ticks=0, enqueued=0, skipped=0, refused=why)
         ticks = _ticks(schedule, start, end, now_us)
         source = published[0].task if row is None else row

@@ -261,7 +261,7 @@ def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo
     try:
         schedule = record.schedule()
         if schedule is None:
-            problem = "a custom schedule: only its server can compute the next runs"
+            problem = "only its server can compute the next runs of a custom schedule"
         else:
             ticks = _ticks(schedule, now_us)
             # Until the first tick, the stored time is when the schedule first started or was

@@ -168,8 +168,8 @@ class _TasksMixin(Base):
         if outcome == "active":
             server = server_of_token(token)
             order = codec.encode(["cancel", queue, id])
-            # If this message is lost, the server learns of the cancellation when it renews the
-            # lease.
+            # If the message to the server is lost, the server learns of the cancellation when it
+            # renews the lease.
             await self._broker.run_many(
                 [registry_ops.send_order(self._globals, server, order, ttl_ms=ORDER_TTL_MS)]
             )

@@ -181,7 +181,7 @@ class TokenAccess:
             )  # fmt: skip
 
     def session(self, *, now: float | None = None, view: bool = False) -> str:
-        """Start a session of a week; return the value of its cookie.
+        """Start a session that lasts a week; return the value of its cookie.
 
         If `view` is true, the session is read-only. Sessions are kept in memory, so a cookie is
         useless once its session has ended, and a restart ends all sessions.
@@ -194,7 +194,7 @@ class TokenAccess:
         return value
 
     def end_session(self, request: Request) -> None:
-        """End the session of the request's cookie."""
+        """End the session that the request's cookie identifies."""
         self._sessions.pop(request.cookies.get(COOKIE, ""), None)
 
     def _is_session(self, value: str) -> bool:

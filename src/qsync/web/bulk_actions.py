@@ -119,7 +119,7 @@ async def apply_to_selected(
 
 
 class Matching(NamedTuple):
-    """The result of a count of matching tasks.
+    """The result of counting the tasks that match.
 
     At least `number` tasks match; exactly `number` tasks match if `is_whole` is true. `others` is
     the number of tasks that were read and do not match.

@@ -39,7 +39,7 @@ UNWATCHED_S: Final = 30.0
 
 
 TREND_S: Final = 300.0
-"""Time over which the growth of an error is shown, in seconds."""
+"""Time over which pages show how the number of tasks with an error has grown, in seconds."""
 
 
 HISTORY: Final = 30

@@ -29,7 +29,7 @@ PERIODS: Final = (7, DAYS_CHARTED, 90)
 """Numbers of days that the user can choose for the daily charts."""
 
 MISSED_FOR: Final = timedelta(days=1)
-"""How long a missed run of a schedule is shown, unless a later one succeeds."""
+"""How long a schedule's missed run is shown, unless a later run succeeds."""
 
 
 async def show(site: Site, request: Request) -> Response:
