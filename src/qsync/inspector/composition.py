@@ -29,7 +29,8 @@ class KeyShares(msgspec.Struct, frozen=True, kw_only=True):
 
     pending  number of pending tasks
     read     number of pending tasks whose key was read: all of them, or 200
-    keys     number of read tasks by fairness key, the largest first, without tasks that have no key
+    keys     number of tasks read, by fairness key, the largest first; tasks without a key are left
+             out
     """
 
     pending: int

@@ -52,13 +52,13 @@ class OperatorEvent(msgspec.Struct, frozen=True, kw_only=True):
     """An action of an operator.
 
     at       when the action, or its first step, took place, by the store's clock
-    action   as in ACTIONS, e.g. `queue.pause`
+    action   name of the action, one of ACTIONS, e.g. `queue.pause`
     by       name of the operator; empty if the calling program passed none
-    queue    None if it belongs to no queue
+    queue    queue of the action; None if the action belongs to no queue
     subject  name of the schedule, limit, fairness key, server or deleted queue; empty for others
-    number   number of tasks or things that it changed
+    number   number of tasks or other objects that it changed
     ids      ids of the tasks; empty if there are too many to store
-    detail   reason of a pause, filter of a bulk change, new rule or bounds
+    detail   reason for a pause, filter of a bulk change, new rule or bounds
     """
 
     at: datetime

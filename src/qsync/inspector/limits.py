@@ -32,15 +32,15 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     rule          the rule in effect; None means the limit allows everything
     source        who set this rule
-    program       rule of the program for the name
-    operator      rule of an operator for the limit, or else for its name
-    in_use        number of tasks under the limit that run, or that a server has leased
+    program       the program's rule for the limit's name
+    operator      an operator's rule for the limit, or else for the limit's name
+    in_use        number of the limit's tasks that are running, or that a server has leased
     ready         number of tasks that the limit allows to start, but that still wait for a server
     waiting       number of tasks that wait for the limit; a task counts for only one of its limits
     opens_at      when the store tries to start the first waiting task; None if that task waits for
                   another to end, or if no task waits
     closed_until  when the limit opens again after a handler closed it with RateLimited
-    holders       ids of tasks that run, are leased or are ready, as far as they were read; only if
+    holders       ids of tasks that are running, leased or ready, as far as they were read; only if
                   a single limit was read
     """
 

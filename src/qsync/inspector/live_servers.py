@@ -106,7 +106,8 @@ def _decoded(data: bytes | None, type: type[T], default: T) -> T:
 class HandlerStack(msgspec.Struct, frozen=True, kw_only=True):
     """The stack of a running handler, as reported by its server.
 
-    stack   lines of the program, the innermost last, at most 4 KiB; empty if the task does not run
+    stack   lines of the program, the innermost last, at most 4 KiB; empty if the task is not
+            running
     server  the server that runs the task
     """
 

@@ -44,7 +44,8 @@ class TypeShares(msgspec.Struct, frozen=True, kw_only=True):
 class LastRun(msgspec.Struct, frozen=True, kw_only=True):
     """The last successful and the last failed run of a schedule, among its last 20 recorded runs.
 
-    schedule      its name, as in the ids of its tasks; a name over 100 characters is shortened
+    schedule      name of the schedule, as in the ids of its tasks; shortened if it has over 100
+                  characters
     succeeded_at  end of its last run that completed; None if none is recorded
     failed_at     end of its last run that failed, or the last tick that was missed
     """

@@ -39,7 +39,7 @@ class ScheduleRun(msgspec.Struct, frozen=True, kw_only=True):
     """A run of a schedule.
 
     tick      scheduled time of the run; for a manual run, the time of the request
-    made      tick | manual | backfill
+    made      how the run was started: tick | manual | backfill
     outcome   completed, failed (the task died) or cancelled; missed: no server was running, and
               `missed_from` is the first of the ticks missed in a row; unknown: the task has left
               the queue and no server recorded its outcome; otherwise the state of its task

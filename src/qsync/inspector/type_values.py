@@ -17,7 +17,7 @@ PERIODS: Final[tuple[Period, ...]] = get_args(Period)
 
 
 class PausedType(msgspec.Struct, frozen=True, kw_only=True):
-    """A paused type of a queue.
+    """A paused task type in a queue.
 
     pause    who paused it, why and when
     waiting  number of tasks set aside so far; more may be pending until a server reaches them
@@ -33,7 +33,7 @@ class RunStats(msgspec.Struct, frozen=True, kw_only=True):
 
     started        runs that began, including retries
     completed      runs that succeeded
-    failed         runs that failed: `retried` of them are followed by another run, `dead` are not
+    failed         runs that failed; another run follows `retried` of them, and none follows `dead`
     failure_share  failed runs as a share of the runs that ended; None if no run ended
     wait_p50       median time from the moment a task could start to its first start, in seconds;
                    retries do not count
@@ -62,10 +62,10 @@ class TypePoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TypeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A type of tasks of a queue, and its runs in a period.
+    """A task type in a queue, and its runs in a period.
 
     rate     runs started per second, on average over the period
-    pending  pending tasks of the type among those that were read, see TypeList
+    pending  pending tasks of the type among those that were read (see TypeList)
     dead     dead tasks of the type among those that were read
     waiting  tasks that are set aside because the type is paused
     """
@@ -119,10 +119,10 @@ class TypeStats(msgspec.Struct, frozen=True, kw_only=True):
     """The runs of one type over a period.
 
     step_s  duration of a point's step, in seconds
-    points  the period, oldest first; the last point is incomplete
+    points  one point per step of the period, the oldest first; the last step has not ended yet
     before  the same points one day earlier, or one week earlier for `7d`; empty for `90d`
-    stats   the whole period
-    starts  starts of its servers in the period, oldest first; the store keeps 200 per queue
+    stats   statistics of the whole period
+    starts  starts of the type's servers in the period, oldest first; the store keeps 200 per queue
     """
 
     queue: str

@@ -49,7 +49,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     days      one entry per requested day, latest first; days without activity are left out
     rate      attempts ended per second since this inspector's earlier reading; None at the first
               reading
-    bounds    bounds of the program and of an operator, and how full the queue is
+    bounds    bounds that the program and an operator set, and how full the queue is
     latency_target   maximum time that the oldest pending task should wait, in seconds
     died      dead tasks that no operator has acknowledged; None if there are none
     """
@@ -82,14 +82,15 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Selects the tasks that match all fields that are set.
 
     type        the exact type; with `*` or `?`, a pattern (`mail.*`)
-    error       a part of the last error's text; case is ignored
-    id          a part of the id
-    older_than  minimum age in seconds: since death for dead tasks, since enqueue for others
+    error       text in the last error; case is ignored
+    id          text in the id
+    older_than  minimum age in seconds; a dead task's age counts from its death, any other task's
+                age from its enqueue
     newer_than  maximum age in seconds, counted in the same way
     group       id of an ErrorGroup
     key         the exact fairness key; with `*` or `?`, a pattern
-    args        (path, value) of arguments, such as `("order.lines.0", "7")`; the value may be a
-                pattern. Tasks of more than 16 KiB never match, since their payload is not read.
+    args        (path, value) pairs of arguments, such as `("order.lines.0", "7")`; the value may be
+                a pattern. Tasks of more than 16 KiB never match, since their payload is not read.
     words       strings that must each be in the id, the type or the last error; case is ignored
     """
 
@@ -188,7 +189,7 @@ _EVENT_LABELS: Final = {
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """An event of a task, past or future. `at` is None if the time is unknown.
 
-    If qsync wrote the detail, and not the program, `phrase` is `detail` as a template and its
+    If qsync, not the program, wrote the detail, `phrase` holds `detail` as a template and its
     values.
 
     what  enqueued | due | failed | leased until | died | completed | cancelled | kept until |
@@ -235,12 +236,12 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     payload       its bytes, msgpack if `is_value`; `shown` is the same in readable form
     attempt       number of the current or the next attempt
     error         full text of the last error, with its traceback
-    result        None until there is one
+    result        result of the handler; None until there is one
     timeout, retention, retry_delay   seconds (`retry_delay` may be text); None if not set
     retry_phrase  `retry_delay` as a template and its values, if it is text
     lock          name of the unique lock; `lock_holder` is the task that holds it
-    replaces      whether the task was enqueued with on_duplicate="replace": it replaces a holder of
-                  its lock, and a later call replaces it
+    replaces      whether the task was enqueued with on_duplicate="replace", so that later calls
+                  with the same lock replace it
     debounce, debounce_max   seconds; None if not set
     next_run_at   when the task runs again after the current attempt, with the payload of a later
                   call
@@ -357,9 +358,9 @@ class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a request to forget a queue.
 
     done       the queue is gone
-    more       some tasks were deleted, others remain: call again
+    more       some tasks were deleted, but others remain; call again
     not_empty  the queue holds `left` tasks and stored schedules
-    served     a live server, `server`, takes tasks from the queue and would bring it back
+    served     a live server, `server`, takes tasks from the queue and would create it again
     running    `left` tasks of the queue are running
     not_found  there is no such queue
     """
@@ -385,8 +386,8 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     version      version of qsync
     app_version  version of the program, `Qsync(version=...)` or QSYNC_VERSION; empty if not set
-    uptime       seconds
-    queues       weight by queue
+    uptime       time since the server started, in seconds
+    queues       weights of the queues that it serves, by queue
     types        task types for which it has handlers
     tasks        tasks on which it holds leases, as far as they were read
     complete     whether `tasks` holds all of them
@@ -413,8 +414,8 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A periodic task of a program, as servers published it, or a schedule that a client stored.
 
     stored    whether a client put it into the store
-    schedule  readable form: `*/5 * * * * (Europe/Moscow)`, `every 30 s`; `phrase` is the same as a
-              template and its values
+    schedule  the schedule in readable form, e.g. `*/5 * * * * (Europe/Moscow)` or `every 30 s`;
+              `phrase` holds the same as a template and its values
     next_at   the next ticks, at most three; while the schedule is paused, they pass without a task
     last_tick the last tick that was enqueued, or that passed while paused
     seen_at   when a server last published it; for a stored schedule, when it was stored or resumed

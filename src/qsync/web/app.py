@@ -208,7 +208,7 @@ def create_app(
     hosts      allowed names in the Host header, against DNS rebinding; None allows any name
     timeout    time limit of a request, in seconds
     language   language of the pages, "en" or "ru"; by default the one that the browser
-               prefers. Users can choose another on each page.
+               prefers. Users can choose another language on each page.
     trace_url  URL of a trace, with {trace_id} in it; the page of a task links to the trace in the
                task's header `traceparent`
     role       permissions of users: `view`, `operate` or `delete`, or a function of the request,

@@ -199,7 +199,7 @@ TIMES_S: Final = (
 
 
 def time_ceiling(seconds: float) -> float:
-    """Return the next round time, whose half is also round: 50 s, 1 min, 2 min, 5 min, ..., 7 d."""
+    """Return the next time that is round and whose half is round: 50 s, 1 min, 2 min, ..., 7 d."""
     if seconds <= 50:
         return ceiling(seconds)
     return next((float(end) for end in TIMES_S if seconds <= end), ceiling(seconds))
