@@ -258,7 +258,7 @@ def _banner(target: str, app: Qsync, server: Server, processes: int, *, chosen: 
     )  # fmt: skip
     if not types:
         log.warning(
-            "the app has no handlers: tasks that this worker fetches wait for another server"
+            "the app has no handlers, so tasks that this worker fetches wait for another server"
         )
     if unserved := _unserved(app, list(config.weights)):
         # With --queues, do not warn, because the operator chose the queues and other workers may

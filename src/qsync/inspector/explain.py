@@ -103,7 +103,8 @@ def duplicate_of(holder: Explanation) -> Explanation:
 
 def _pending(facts: Facts, blank: Explanation) -> Explanation:
     rank = facts.located.rank or 0
-    # An estimate, since it is unknown how the rate is split among the servers that can run the task.
+    # This is an estimate, since it is unknown how the rate is split among the servers that can run
+    # the task.
     wait = rank / facts.rate if facts.rate else None
     blockers, able = blockers_of(facts, blank.paused), able_servers(facts)
     slots = sum(server.concurrency for server in able)

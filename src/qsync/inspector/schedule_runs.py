@@ -122,8 +122,8 @@ class _ScheduleRunsMixin(_SchedulesMixin):
     async def backfill(
         self, name: str, *, queue: str, start: datetime, end: datetime, dry_run: bool = False
     ) -> Backfill | None:
-        """Enqueue the task of a schedule for each of its ticks from `start` up to, but not at,
-        `end`.
+        """Enqueue the task of a schedule for each tick from `start` (inclusive) to `end`
+        (exclusive).
 
         The interval must have at most 1,000 ticks, all in the past. A tick that already ran is not
         enqueued again, because the task of a tick has the tick's id, and the store refuses this id

@@ -126,7 +126,7 @@ class CallbackAuth:
 
 
 class TokenAccess:
-    """Allows requests that have the token in a header, or a session that the sign-in form began."""
+    """Allows requests that have the token in a header, or a session from the sign-in form."""
 
     def __init__(self, token: str, *, view_token: str | None = None) -> None:
         for field, text in (("token", token), ("view_token", view_token)):

@@ -56,7 +56,7 @@ async def tasks(site: Site, request: Request) -> Response:
 async def _stream(
     site: Site, query: SearchQuery, page: SearchPage, kind: str
 ) -> AsyncIterator[bytes]:
-    """Yield the rows of all parts; leave the store idle half of the time."""
+    """Yield the rows of all parts of the search; leave the store idle half of the time."""
     if kind == "csv":
         yield _csv_lines([FIELDS])
     remaining = EXPORT_LIMIT

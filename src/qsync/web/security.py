@@ -95,7 +95,7 @@ class RequestGuard:
 
 
 class _Exchange:
-    """The handling of one request, from the checks to the response."""
+    """Handles one request, from the checks to the response."""
 
     def __init__(self, app: ASGIApp, rules: Rules, sign_in: SignIn | None, send: Send) -> None:
         self._app, self._rules, self._sign_in = app, rules, sign_in
