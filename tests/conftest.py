@@ -176,6 +176,6 @@ def _loop_in_thread() -> Iterator[asyncio.AbstractEventLoop]:
 
 @pytest.fixture(params=["blocking", "async"])
 def colour(request: pytest.FixtureRequest) -> Iterator[Colour]:
-    """Yield the blocking colour and then the async one."""
+    """Yield the blocking client and then the async client, each as a `Colour`."""
     with _loop_in_thread() as loop, contextlib.closing(Colour(request.param, loop)) as colour:
         yield colour

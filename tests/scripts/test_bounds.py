@@ -86,7 +86,7 @@ def test_room_ends_at_the_task_that_does_not_fit_even_if_another_has_its_id(rig:
     duplicate = rig.tasks("x", unique=True, unique_key="l")
     with pytest.raises(QueueFull) as refused:
         rig.send([*duplicate, *rig.tasks("a"), *rig.tasks("x")])
-    assert refused.value.room == 2  # a, and the duplicate, which needs no room
+    assert refused.value.room == 2  # for `a` and the duplicate, which needs no space
 
 
 def test_active_tasks_do_not_count_and_come_back_beyond_the_bound(rig: Rig) -> None:
@@ -286,7 +286,7 @@ def check(rig: Rig, seed: int, when_full: Any) -> None:
         except QueueFull as error:
             assert error.bound in ("max_tasks", "max_bytes")
         shown = read(rig)
-        assert shown.bytes == held_bytes(rig), "the bytes of messages are not exact"
+        assert shown.bytes == held_bytes(rig), "the stored size of the messages is wrong"
         assert shown.waiting == sum(len(rig.ids(state)) for state in WAITING)
         damage = rig.run(limit_ops.audit_limits(rig.keys))
         assert not (damage.miscounted or damage.unlisted or damage.strays), damage

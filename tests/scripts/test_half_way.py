@@ -1,6 +1,7 @@
 """A script that fails writes nothing. A script that succeeds completes its transition.
 
-The tests refuse each command of each script, and give each of its keys the wrong type, in turn.
+For each script, the tests make the store refuse each command in turn, and give each key the wrong
+type in turn.
 """
 
 from __future__ import annotations
@@ -265,7 +266,7 @@ def test_forbidden_command_leaves_no_partial_transition(rig: Rig, name: str) -> 
             assert core(found) == core(before), f"{name} without {command} wrote something"
         rig.run(call)
         assert shape(rig.dump(lost=True)) == whole, (
-            f"{name} without {command}: a repeated call has another result"
+            f"{name} without {command}: the repeated call leaves other data in the store"
         )
 
 

@@ -350,7 +350,7 @@ def test_operation_that_adds_work_wakes_a_server(rig: Rig) -> None:
     assert rig.enqueue("a")
     assert rig.woken()
     rig.enqueue("scheduled", delay=9)
-    assert rig.woken(), "it may be the next task that is due"
+    assert rig.woken(), "the new task may be the next that is due"
     rig.enqueue("earlier", delay=5)
     assert rig.woken()
     held = rig.lease()

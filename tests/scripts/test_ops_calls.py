@@ -38,8 +38,8 @@ def test_repeated_call_does_not_recreate_an_ended_task(rig: Rig) -> None:
 
 
 def test_repeated_call_without_a_sender_recreates_an_ended_task(rig: Rig) -> None:
-    """As a control for the test above, make a call without a sender, which the store does not
-    remember."""
+    """As a control for the test above, make a call without a sender. The store does not remember
+    such a call."""
     call = ops.enqueue(rig.keys, rig.tasks("a"), now_us=rig.now)
     rig.run(call)
     rig.complete(*rig.lease())
@@ -154,8 +154,8 @@ def test_sender_is_forgotten_after_exactly_ten_minutes(rig: Rig) -> None:
 def test_many_senders_are_all_forgotten_by_fetches(
     rig: Rig,
 ) -> None:
-    """Fetches can forget more than a hundred calls per second: if a fetch leaves some, the next
-    fetch continues."""
+    """Fetches can forget more than a hundred calls per second, because each fetch continues where
+    the one before it stopped."""
     many = 5000
     mapping = {f"s{n}": f"1 {rig.now:d}" for n in range(many)}
     rig.client.hset(rig.keys.key("calls"), mapping=mapping)

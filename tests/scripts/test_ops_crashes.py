@@ -18,8 +18,8 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def crash(rig: Rig, *, server: str = "s", mark: bool = False) -> None:
-    """Let a server lease all tasks and die, after marking them as started if `mark`; let another
-    server recover them."""
+    """Let a server lease all tasks and die; let another server recover the tasks. If `mark` is set,
+    the first server marks the tasks as started before it dies."""
     held = rig.lease(server=server)
     if mark:
         rig.mark_started(*held)

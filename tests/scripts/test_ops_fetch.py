@@ -444,7 +444,8 @@ def test_fetch_without_work_runs_few_commands(rig: Rig, flow: bool) -> None:
     before = rig.dump()
     commands = processed(rig)
     assert rig.fetch(5, number=2).ids == []
-    # The EVALSHA, its three commands, and this INFO.
+    # The store counts the EVALSHA, the commands that the script runs, and the INFO that reads the
+    # count.
     assert processed(rig) - commands <= 5
     assert rig.dump() == before
     rig.enqueue("a")

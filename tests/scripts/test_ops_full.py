@@ -1,5 +1,5 @@
-"""A store that is out of memory refuses calls with new tasks or results as a whole. Everything else
-continues."""
+"""A store that is out of memory refuses the whole of each call that contains new tasks or results.
+Everything else continues."""
 
 from __future__ import annotations
 

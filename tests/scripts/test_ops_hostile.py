@@ -234,7 +234,7 @@ def test_invalid_crash_count_counts_as_0(rig: Rig, value: bytes) -> None:
     rig.now += LAPSE
     rig.be_seen()
     found = rig.fetch(server="t")
-    if value == b"5:":  # a number counts even if an unknown mark follows it
+    if value == b"5:":  # the number is read even if an unknown mark follows it
         assert rig.state("a") == "dead"
     else:
         assert found.crashes == [1]

@@ -82,7 +82,7 @@ def test_operator_opens_a_closed_limit_and_its_rule_still_holds(rig: Rig) -> Non
     rows = [op_values.HandedBack(*d, 60 * S, b"", "c", 3600 * S, True)]
     rig.run(ops.hand_back(rig.keys, rows, now_us=rig.now))
     assert rig.delete("scheduled", "d") == 1
-    assert state(rig, "c") is not None, "the limit stays closed without a task"
+    assert state(rig, "c") is not None, "the limit stays closed when no task holds it"
     assert open_limit("c") == 1
     assert state(rig, "c") is None
 
@@ -113,9 +113,9 @@ def test_start_returned_late_does_not_exceed_the_burst(rig: Rig) -> None:
         rig.run(ops.hand_back(rig.keys, rows, now_us=rig.now))
         return rig.fetch().ids
 
-    # Half a start was left, and the rate had regained only half of the start that is returned.
+    # The rate has half a start left, and has regained half of the start that is now given back.
     assert hand_back(early, leased_us) == ["a"]
-    assert hand_back(late, 0) == [], "the task's lease time is unknown"
+    assert hand_back(late, 0) == [], "no start is given back if the lease time is unknown"
     rig.now += S
     [fresh] = rig.lease()
     assert hand_back([fresh], rig.now) == [fresh.id]
@@ -146,7 +146,7 @@ def test_waiters_start_after_a_clock_that_was_ahead(rig: Rig, ahead_s: int) -> N
     send(rig, ("r",), "a", "b", "c")
     assert sorted(rig.fetch().ids) == ["a", "d1"]
     rig.now -= ahead_s * S
-    rig.now += 2 * S  # the first sweep corrects the opening time, the second moves the task
+    rig.now += 2 * S  # first, a sweep corrects the opening time; then, another moves the task
     rig.fetch()
     rig.now += 2 * S
     assert rig.fetch().ids == ["b"]
@@ -229,7 +229,7 @@ def test_first_waiters_are_stored_with_their_limit_and_others_need_no_id(rig: Ri
 
     ids = [f"{number:02}" for number in range(1, 27)]  # the tag of each task is its number
     send(rig, ("c",), *ids)
-    assert with_id() == set(), "01 and 02 are pending, 16 in the state, the others have no id"
+    assert with_id() == set(), "01 and 02 are pending, 16 waiters are in the limit's state, and the others are stored without ids"
     share("same", 20)
     share("again", 20)
     assert with_id() == {"20", "same", "again"}
@@ -254,5 +254,5 @@ def test_waiter_that_could_stand_for_two_tasks_is_damage(rig: Rig) -> None:
     send(rig, ("c",), *(f"{number:02}" for number in range(1, 23)))
     rig.client.zadd(rig.keys.key("limited"), {"20": 21})
     damage = rig.run(limit_ops.audit_limits(rig.keys))
-    assert len(damage.strays) == 2, "the entry of 20 matches no task, that of 21 two"
+    assert len(damage.strays) == 2, "the entry of 20 matches no task, and the entry of 21 matches two"
     assert damage.unlisted == ["20", "21"]

@@ -104,7 +104,8 @@ def test_clock_jump_counts_as_an_outage(rig: Rig) -> None:
 
 @pytest.mark.faults(7)
 def test_abandoned_leases_are_not_spared(rig: Rig) -> None:
-    """The server of abandoned leases is known to be dead."""
+    """The server that held abandoned leases is known to be dead, so its tasks are recovered even
+    after an outage."""
     leased(rig)
     rig.enqueue("c")
     rig.lease(server="u")

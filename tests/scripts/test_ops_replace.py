@@ -1,5 +1,5 @@
-"""Tasks that replace the holder of their lock, and debounced tasks. The last payload always
-runs."""
+"""Tasks that replace the holder of their lock, and debounced tasks. The payload of the last call
+always runs."""
 
 from __future__ import annotations
 

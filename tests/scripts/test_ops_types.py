@@ -114,7 +114,7 @@ def test_each_fetch_moves_a_bounded_number_of_tasks(rig: Rig) -> None:
     pause(rig, "a")
     fetched, calls = rig.fetch(10), 1
     while not fetched.ids:
-        assert fetched.left, "the server fetches again at once"
+        assert fetched.left, "the server fetches again immediately"
         assert len(rig.ids("limited")) <= 350 * calls
         fetched, calls = rig.fetch(10), calls + 1
     assert fetched.ids == ["other"]

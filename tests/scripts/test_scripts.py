@@ -91,7 +91,7 @@ def functions(*, flow: bool) -> dict[str, tuple[str, Function]]:
 
 
 def functions_of(name: str) -> dict[str, tuple[str, Function]]:
-    """Return the shared functions in the variant that a script of VARIANTS includes."""
+    """Return the shared functions that this script of VARIANTS includes, in its variant."""
     return functions(flow=lua.is_flow(name))
 
 
@@ -643,7 +643,7 @@ def test_plain_variants_contain_no_flow_control() -> None:
         assert flow.text != script.text
         assert not flow.is_plain
         marks = re.findall(r"flow", script.text.partition("\n")[2])
-        assert not marks, f"{script.name}: a mark of the flow variant is left"
+        assert not marks, f"{script.name}: a marker of the flow variant remains"
 
 
 def test_lines_of_a_variant_are_only_in_it() -> None:

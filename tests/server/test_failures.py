@@ -161,8 +161,8 @@ def test_traceback_without_program_frames_keeps_all_frames() -> None:
 def test_frames_of_qsync_are_logged_for_its_errors_but_not_for_its_time_limit(
     kind: type[Exception], shown: bool
 ) -> None:
-    """A handler with executor="process" runs in another process, so a timeout has none of its
-    frames."""
+    """A handler with executor="process" runs in another process, so the traceback of a timeout
+    contains none of the handler's frames."""
     code = compile(f"raise {kind.__name__}", inspect.getfile(program_trace), "exec")
     try:
         exec(code)  # noqa: S102 - of this test
@@ -264,7 +264,7 @@ def test_type_that_no_server_handles_is_on_the_overview_and_in_the_metrics(
                 async def named() -> bool:
                     return await inspector.unknown_types() == {"default": ["shop.send"]}
 
-                await wait_until_async(named, message="the server does not name the type")
+                await wait_until_async(named, message="the server does not report the unknown type")
                 dashboard = create_app(inspector, auth="host", read_only=True)
                 async with dashboard as site, visiting(site) as client:
                     page = (await client.get("/")).text

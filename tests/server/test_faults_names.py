@@ -1,4 +1,5 @@
-"""Names of queues and prefixes never collide; invalid names are refused at once."""
+"""Names of queues and prefixes never collide. Invalid names are refused before any call to the
+store."""
 
 from __future__ import annotations
 

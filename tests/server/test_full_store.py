@@ -134,7 +134,7 @@ def results_refused(store: Store, b: Bench) -> Iterator[None]:
 async def test_server_fetches_nothing_while_the_store_refuses_settlements(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "qsync.server")  # repeated refusals are logged at this level
+    caplog.set_level(logging.DEBUG, "qsync.server")  # the level of repeated refusals
 
     work = Work()
     work.go_on.set()
@@ -161,7 +161,7 @@ async def test_stop_while_the_store_refuses_settlements_charges_no_crash(
 ) -> None:
     """The tasks are handed back without counting an attempt, and run again when the store accepts
     settlements."""
-    caplog.set_level(logging.DEBUG, "qsync.server")  # repeated refusals are logged at this level
+    caplog.set_level(logging.DEBUG, "qsync.server")  # the level of repeated refusals
 
     work = Work()
     work.go_on.set()
@@ -171,7 +171,7 @@ async def test_stop_while_the_store_refuses_settlements_charges_no_crash(
             server = b.server(work.mux, shutdown_timeout=0)
             async with server:
                 await until(lambda: said(caplog) >= 1)
-                server._force.set()  # as a second SIGTERM does
+                server._force.set()  # a second SIGTERM also sets this event
             with store.client() as client:
                 assert client.zcard(b.keys().key("pending")) == 5
         async with b.server(work.mux):
@@ -201,7 +201,7 @@ async def test_stop_while_notes_of_ticks_are_sent_hands_back_refused_tasks(
                 await until(lambda: len(work.ran) == 6)
                 work.go_on.set()
                 await asyncio.wait_for(sending.wait(), 10)
-                server._force.set()  # as a second SIGTERM does
+                server._force.set()  # a second SIGTERM also sets this event
             with valkey.client() as client:
                 assert client.zcard(b.keys().key("pending")) == 5
 

@@ -87,8 +87,8 @@ def test_heartbeat_renews_nothing_after_the_store_lost_its_data(store: Store, pr
 async def test_loop_hands_back_the_tasks_of_a_repetition_whose_reply_is_lost(
     store: Store, prefix: str
 ) -> None:
-    """The fetch found nothing, but when the heartbeat thread repeated it, it leased a task enqueued
-    later."""
+    """The fetch found nothing. Then a task was enqueued, and the heartbeat thread repeated the
+    fetch, which leased the task."""
     with contextlib.closing(Broker(redis_clients.parse(store.url))) as broker:
         queue = QueueState(QueueKeys(prefix, "default"))
         call = ops.fetch(queue.keys, server="s", number=1, wanted=1, policy=Config().policy())
@@ -101,13 +101,13 @@ async def test_loop_hands_back_the_tasks_of_a_repetition_whose_reply_is_lost(
         raw = store.client()
         assert raw.zrange(queue.keys.key("active"), 0, -1) == [b"a"]
 
-        nothing: Any = None  # no handler is stopped
+        nothing: Any = None  # unused, because no handler is stopped
         async_broker = AsyncBroker(redis_clients.parse(store.url))
         leases = LeaseKeeper(async_broker, "s", 6.0, nothing, nothing, Outage())
         queue.in_flight = None
         repeating = asyncio.ensure_future(leases.repeat(queue, fetch))
         await asyncio.sleep(0)
-        assert queue.in_flight is fetch, "the heartbeat thread renews the leases in the meantime"
+        assert queue.in_flight is fetch, "the heartbeat thread renews the leases while the fetch is repeated"
         again = await repeating
         assert again is not None
         assert (again.ids, queue.in_flight) == (["a"], None)
@@ -116,7 +116,7 @@ async def test_loop_hands_back_the_tasks_of_a_repetition_whose_reply_is_lost(
         runner: Any = SimpleNamespace(settle=lambda *entry: settled.append(entry))
         hold_tasks = partial(hold, lease_s=6.0, runner=runner, capacity=nothing)
         hand_back_unread(queue, fetch, first, again, hold_tasks, runner)
-        assert settled == [], "the loop has read that reply"
+        assert settled == [], "the loop has already read the reply with this task"
         first = msgspec.structs.replace(again, ids=[])
         hand_back_unread(queue, fetch, first, again, hold_tasks, runner)
         [(leased, record)] = settled

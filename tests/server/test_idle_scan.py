@@ -83,8 +83,8 @@ async def test_tasks_in_many_queues_take_few_fetches(store: Store, prefix: str) 
 async def test_server_finds_a_task_in_one_of_many_queues(
     store: Store, prefix: str, queues: int, *, lost: bool
 ) -> None:
-    """After a wake, the server finds the task at once. If the wake is lost, a check finds the
-    task."""
+    """After a wake, the server finds the task immediately. If the wake is lost, the server finds
+    the task in its next check."""
 
     counting = Counting()
     names = [f"q{at}" for at in range(queues)]

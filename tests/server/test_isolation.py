@@ -42,7 +42,7 @@ async def make_suspects(b: Bench, tasks: list[Task]) -> list[str]:
 
 
 class Recorder:
-    """Two handlers: one runs until it is released, the other ends at once."""
+    """Two handlers: one runs until it is released, and the other returns immediately."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, float]] = []

@@ -110,7 +110,7 @@ async def test_starts_keep_to_the_rate(app: Qsync) -> None:
         await until(lambda: runs.done == 14)
     starts = sorted(runs.starts)
     assert starts[-1] - starts[0] >= 12 * 0.05 - 0.03
-    for first, later in zip(starts, starts[5:], strict=False):  # two at once, then one every 50 ms
+    for first, later in zip(starts, starts[5:], strict=False):  # two together, then one every 50 ms
         assert later - first >= 4 * 0.05 - 0.03
 
 
@@ -356,7 +356,7 @@ async def test_handler_enqueues_with_limits_through_its_own_client(app: Qsync) -
 
 
 def test_free_slots_of_a_round_are_granted_once() -> None:
-    """Two queues may not both fill the same slots with tasks that have limits."""
+    """Two queues must not fill the same slots twice with tasks that have limits."""
     queues = {name: QueueState(QueueKeys("p", name)) for name in ("a", "b")}
     in_flight: dict[str, Any] = {}
     config = config_of({"queues": ["a", "b"]})

@@ -200,10 +200,11 @@ def test_missed_ticks_are_skipped_or_run_once_or_all(store: Store, prefix: str) 
 
 @pytest.mark.faults(68)
 def test_a_tick_within_grace_is_on_time(store: Store, prefix: str) -> None:
-    """A restart during a tick loses nothing, even with "skip"."""
+    """A restart during a tick loses nothing, even with missed="skip"."""
 
     async def work(place: Place) -> None:
-        # Every 20 s: one or two ticks lie within the 30 s of grace, but not the sixth before now.
+        # With a tick every 20 s, one or two missed ticks are within the grace period of 30 s;
+        # earlier ticks are skipped.
         every = Every(20)
         now_us = place.now_us()
         latest = every.previous(now_us)
@@ -305,7 +306,8 @@ def test_dead_tick_does_not_prevent_the_next(store: Store, prefix: str) -> None:
 def test_task_that_cannot_be_built_stops_no_other_schedule(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The ticks of this schedule are skipped, and the logged error does not quote the exception."""
+    """The ticks of the broken schedule are skipped, and the logged error does not quote the
+    exception."""
     calls = 0
 
     def build() -> Task:

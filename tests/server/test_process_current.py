@@ -29,10 +29,10 @@ async def test_a_task_function_has_client_state_and_progress_in_its_process() ->
             pid, _, cancelled, handlers_pid, *_ = value
             assert pid == handlers_pid != os.getpid()
             assert cancelled is False
-        assert sorted(value[1] for value in values) == [1, 2]  # both use the state of the process
+        assert sorted(value[1] for value in values) == [1, 2]  # both runs count in one state
         assert (await first.info()).progress == (5, 5)
         tasks = {one.id: one.arguments for one in kit.enqueued(process_app.child)}
-        assert tasks == {}  # the drain has also run the children
+        assert tasks == {}  # the drain has also run the child tasks
 
 
 async def test_tasks_enqueued_by_a_process_go_to_the_store_of_the_test_at_its_time() -> None:

@@ -22,7 +22,7 @@ from tests.support.stores import wait_until_async
 
 
 class Claim:
-    """A claim that decides whether the task may begin, and that records its calls."""
+    """A claim that records whether the task waits. The test decides whether the task may begin."""
 
     def __init__(self) -> None:
         self.given = True

@@ -58,7 +58,7 @@ def test_handlers_that_wait_for_nothing_share_a_task_and_no_context(
 def test_handler_that_keeps_its_asyncio_task_shares_it_with_no_other(
     valkey: Store, prefix: str
 ) -> None:
-    """If a handler cancels its asyncio task, at once or later, no other handler is affected."""
+    """If a handler cancels its asyncio task, immediately or later, no other handler is affected."""
     mux, ended, kept = Mux(), list[str](), list[asyncio.Task[Any]]()
 
     @mux.handle("keeps")

@@ -86,7 +86,8 @@ class Book:
         self.now_us = START
 
     def ask(self, *schedules: tuple[str, Schedule]) -> Sequence[int]:
-        """Ask as a server that starts now, and publish its schedules; return the reply."""
+        """Start and publish schedules as a server does at startup; return when their next ticks are
+        due."""
         names, digests = [name for name, _ in schedules], [digest_of(one) for _, one in schedules]
         broker = Broker(redis_clients.parse(self._store.url))
         call = program_schedule_ops.begin_ticks(
@@ -147,7 +148,7 @@ def test_schedule_enqueues_ticks_missed_while_no_server_ran(book: Book) -> None:
     book.pass_(86_400)
     assert book.ask(schedules[0]) == [START]
     book.pass_(100)
-    assert book.ask(schedules[1]) == [START], "another app's schedule, whose servers start later"
+    assert book.ask(schedules[1]) == [START], "a schedule of another app, whose servers start later"
 
 
 def test_forgotten_schedule_that_returns_enqueues_no_earlier_ticks(

@@ -631,7 +631,7 @@ def test_a_wrong_option_is_named(config: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.faults(27)
-@pytest.mark.skipif(LIMITED, reason="without the right to read the policy, servers start")
+@pytest.mark.skipif(LIMITED, reason="a server that may not read the eviction policy starts anyway")
 async def test_evicting_store_is_refused_by_default(store: Store, prefix: str) -> None:
     client = store.client()
     client.config_set("maxmemory-policy", "allkeys-lru")

@@ -115,7 +115,7 @@ async def test_order_to_the_previous_run_does_not_reach_the_next(store: Store, p
 
 async def test_token_names_the_server_without_the_run(store: Store, prefix: str) -> None:
     """Views, the history of failures and requests to the server use the server's id without the
-    run."""
+    number of the run."""
 
     mux = Mux()
     started: asyncio.Queue[str] = asyncio.Queue()

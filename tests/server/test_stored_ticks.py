@@ -181,7 +181,7 @@ def test_missed_ticks_are_caught_up_as_the_schedule_says(
     put(rig, "a", Every(60), missed)
     first_us = next_of(rig, "a")
     rig.now += 3600 * S
-    rig.now += GRACE_US  # so that no tick is on time
+    rig.now += GRACE_US  # so that the grace period of all ticks has passed
     for _ in range(2 + 60 // MOST_TICKS):
         tick(rig)
     found = ticks(rig, "a")
@@ -208,7 +208,7 @@ def test_clock_set_back_repeats_no_tick(rig: Rig) -> None:
 
 
 async def check(rig: Rig) -> TickCheck:
-    """Check with the function that servers use."""
+    """Check the schedules with the function that servers use."""
     broker = AsyncBroker(redis_clients.parse(f"unix://{rig.socket}"))
     try:
         return await tick_due(broker, rig.keys, now_us=rig.now)
@@ -228,7 +228,7 @@ def test_schedules_continue_after_a_clock_that_was_days_ahead(rig: Rig) -> None:
     assert next_of(rig, "a7") > rig.now
     rig.now -= 3 * DAY
     checked = asyncio.run(check(rig))
-    assert checked.next_us == rig.now + 53 * S, "at once"
+    assert checked.next_us == rig.now + 53 * S, "the first check corrects the next ticks"
     assert next_of(rig, "a7") == next_of(rig, "new") == rig.now + 53 * S
     assert next_of(rig, "yearly") == yearly_us
     before = set(ids(rig))

@@ -89,7 +89,7 @@ class Boom(Exception):
 async def test_error_of_a_failed_run_is_freed_without_the_garbage_collector(
     valkey: Store, prefix: str
 ) -> None:
-    """A queue of failing tasks does not keep the memory that the tracebacks refer to."""
+    """When tasks fail, the objects that their tracebacks refer to are freed immediately."""
     mux, errors = Mux(), weakref.WeakSet[Boom]()
 
     @mux.handle("fails")

@@ -55,7 +55,7 @@ async def reach(b: Bench, ids: list[str], *states: str | None) -> None:
 
 
 async def take_over(b: Bench, server_id: str, count: int = COUNT) -> None:
-    """Let the leases of this server expire at once, and let another server lease its tasks."""
+    """Let the leases of this server expire immediately, and let another server lease its tasks."""
     got: set[str] = set()
     numbers = itertools.count(1)
 
@@ -203,7 +203,7 @@ def test_deadline_that_passes_while_a_task_waits_for_a_thread_is_respected(
 
 
 class Claim:
-    """A claim on a task that the test can withdraw."""
+    """A claim on a task. The test can withdraw the claim."""
 
     def __init__(self) -> None:
         self.given = True

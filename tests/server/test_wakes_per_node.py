@@ -350,7 +350,7 @@ def test_idle_server_is_sent_a_message_once(store: Store, queue: Queue) -> None:
         assert pubsub.get_sharded_message(timeout=5)["data"] == b"1"
         assert elements(store, queue, "idle") == elements(store, queue, "wake") == []
         queue.enqueue(Task("a"))
-        assert elements(store, queue, "wake") == [b"1"], "the next wake is for a server that blocks"
+        assert elements(store, queue, "wake") == [b"1"], "the element is for the next server that blocks"
         assert listen(queue)[1:] == (True, False, True, False)
         assert elements(store, queue, "idle") == elements(store, queue, "wake") == []
 
@@ -382,7 +382,8 @@ def test_ids_not_renewed_are_forgotten(store: Store, queue: Queue) -> None:
 
 
 def test_element_for_an_idle_server_shows_an_unsent_message(store: Store, queue: Queue) -> None:
-    """Clients of earlier releases push an element instead of sending a message."""
+    """To wake a server, clients of earlier releases push an element instead of sending a
+    message."""
     assert not listen(queue).woken
     with store.client() as client:
         client.lpush(queue.keys.key("wake"), "1")

@@ -64,7 +64,7 @@ def find_mistakes(client: redis.Redis, options: argparse.Namespace) -> int:
         outcome = caught(plant, client, seeds)
         if outcome is None:
             missed += 1
-            say(f"| {name} | not within {options.seeds} |")
+            say(f"| {name} | not found in {options.seeds} |")
         else:
             say(f"| {name} | {outcome.seed + 1 - options.first} |")
     return 1 if missed else 0

@@ -64,7 +64,8 @@ UNUSED: Final = {
     "qsync.server.clock",
     "qsync.server.process_pool",
 }
-"""Modules that may read the clock of the machine, since it does not affect a history."""
+"""Modules that may read the clock of the machine, because what they read does not affect a
+history."""
 
 
 def this_process() -> Proc:

@@ -53,7 +53,7 @@ class Entry:
     place: int = 0
     """Position among all tasks, in the order in which they were enqueued."""
     in_order: bool = False
-    """True if the task was due at once and had neither limits nor a fairness key."""
+    """True if the task was due immediately and had neither limits nor a fairness key."""
     cancel_asked: bool = False
     cancel_retention: Any = ""
     cancel_asked_us: int = 0

@@ -47,7 +47,8 @@ class Outcome:
     """Longest time for which a task waited after a dead server's lease on it had expired, in
     seconds."""
     resume_s: float
-    """Longest time from the return of the store until a server fetched, in seconds."""
+    """Longest time until a server fetched after the store had become available again, in
+    seconds."""
     drained_s: float
     """Time from the end of the faults until all tasks had ended, in seconds."""
     faults: Counter[str]

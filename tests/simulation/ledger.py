@@ -40,14 +40,14 @@ class Ledger:
         self.stored = StoredBook(self.find)
         self.limits = LimitBook(self.find)
         self.unsure = 0
-        """Number of enqueues of which it is unknown whether they created a task, since an earlier
-        task may have left the queue unobserved."""
+        """Number of enqueues that may or may not have created a task, because an earlier task may
+        have left the queue unobserved."""
         self.recreated = 0
         """Number of tasks that another call created again after they had ended and left the
         queue."""
         self.recoveries: list[float] = []
-        """Time from the expiry of each lease of a dead server until its task was free again, in
-        seconds."""
+        """Time from when each lease of a dead server expired until its task could be leased again,
+        in seconds."""
         self.back_us = 0
         """How far the store's clock has gone back in total, in microseconds. Ticks may be early by
         up to this amount."""
@@ -285,7 +285,8 @@ class Ledger:
         self.check_cause(entry, lease)
 
     def see_owners(self, queue: str, owners: dict[bytes, bytes]) -> None:
-        """Record which tasks of dead servers are free again after a fetch has recovered some.
+        """Record which tasks of dead servers have no lease any more after a fetch has recovered
+        some.
 
         Recovered tasks may wait a long time for their next lease, because of their limits or until
         a server has a free slot.

@@ -43,8 +43,8 @@ class LimitBook:
     paused: set[tuple[str, str]] = field(default_factory=set)
     """Paused types of queues."""
     orderly: bool = True
-    """True as long as tasks of the same priority must be leased in order: no type has been paused
-    and no data lost."""
+    """True until a type is paused or data is lost. Until then, tasks of the same priority must be
+    leased in order."""
 
     def lose(self, queues: Iterable[str]) -> None:
         """Record that the store has lost data of these queues."""

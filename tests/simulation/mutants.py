@@ -66,8 +66,8 @@ def heartbeat_on_the_loop() -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def fetch_neither_repeated_nor_reconciled() -> Iterator[None]:
     """After a lost reply, the fetch is repeated under a new number and the tasks that the first
-    fetch may have leased are not reconciled. Both precautions are removed, since either one would
-    suffice."""
+    fetch may have leased are not reconciled. Both precautions are removed, because either of them
+    alone keeps the tasks safe."""
     real = Fetcher._call
 
     def call(self: Fetcher, queue: QueueState, wanted: int) -> Any:
@@ -177,7 +177,7 @@ def suspect_ends_before_its_settlement() -> contextlib.AbstractContextManager[No
 
 
 def no_check_after_the_mark() -> contextlib.AbstractContextManager[None]:
-    """Lease and deadline are checked before a task is marked but not again afterwards."""
+    """The lease and the deadline are checked before a task is marked, but not again afterwards."""
     real = RunRecords.too_late
 
     def too_late(self: RunRecords, leased: LeasedTask) -> Any:
@@ -222,7 +222,7 @@ def settling_not_renewed() -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def unread_fetch_not_renewed() -> Iterator[None]:
     """While a handler blocks the loop, the heartbeat neither renews nor hands back newly fetched
-    tasks. Both precautions are removed, since either one would suffice."""
+    tasks. Both precautions are removed, because either of them alone keeps the tasks safe."""
     with (
         exchanged(ThreadLeaseKeeper, "renew_unread", lambda self, queue: True),
         exchanged(ThreadLeaseKeeper, "hand_back_unread", lambda self, queue: None),
@@ -231,8 +231,8 @@ def unread_fetch_not_renewed() -> Iterator[None]:
 
 
 def lease_counted_from_the_reply() -> contextlib.AbstractContextManager[None]:
-    """Leases are counted from the arrival of the reply, and a lease that arrives late is not
-    renewed."""
+    """The server counts a lease from the time at which the reply arrives, and does not renew a
+    lease that arrives late."""
     real = Fetcher._handle_result
 
     async def landed(
@@ -349,8 +349,8 @@ def patience_adds_up() -> Iterator[None]:
 
 @contextlib.contextmanager
 def patience_begins_again() -> Iterator[None]:
-    """A call that is repeated on its own, after a round trip with other calls, gets its full
-    patience again."""
+    """When a call is repeated alone after a round trip with other calls, its patience starts
+    again."""
     real, awaited = blocking.Broker.run, aio.AsyncBroker.run
 
     def run(self: blocking.Broker, call: Any, *, ends: float | None = None, **options: Any) -> Any:
@@ -370,7 +370,8 @@ def patience_begins_again() -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiters_not_moved() -> Iterator[None]:
-    """When a slot is returned, no waiting task is moved, neither at once nor by a later fetch."""
+    """When a slot is returned, no waiting task is moved, neither immediately nor by a later
+    fetch."""
     with waiter_not_moved(), opening_not_stored():
         yield
 
@@ -428,7 +429,7 @@ def caught(
             outcome = live(seed, store, arrange=arrange)
         if outcome.wrong:
             if BROKE in outcome.wrong[0]:
-                raise AssertionError(f"the mistake does not fit the code: {outcome.wrong[0]}")
+                raise AssertionError(f"the mistake no longer matches the code: {outcome.wrong[0]}")
             without = live(seed, store, arrange=arrange)
             if not without.wrong:
                 return outcome

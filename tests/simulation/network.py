@@ -55,7 +55,8 @@ SILENCE_S: Final = 5.0
 """Longest wait for a lost reply, in seconds."""
 
 RESUME_S: Final = 2.0
-"""Longest time from the return of the store to the next fetch, in seconds."""
+"""Longest time that a server may take to fetch after the store has become available again, in
+seconds."""
 
 NEAR: Final = (0.0001, 0.0005, 0.002)
 FAR: Final = (0.01, 0.05, 0.1)
@@ -101,12 +102,14 @@ class Network:
         self.away_until = 0.0
         """Time until which the store is unreachable."""
         self.down_until = 0.0
-        """Time until which the store is not running, so that connections are refused at once."""
+        """Time until which the store is not running, so that connections are refused
+        immediately."""
         self.loading_until = 0.0
         self.fetched_at = 0.0
         """Time at which a server last fetched."""
         self.resumes: list[float] = []
-        """Time from each return of the store until a server fetched, in seconds."""
+        """Time until a server fetched, each time that the store became available again, in
+        seconds."""
         self.latencies = NEAR
         self.codes: Sequence[str] = CODES
         self.counts = NetworkCounts()
@@ -228,7 +231,7 @@ class Network:
             if (all_of_them or at == which) and not spared:
                 self.counts.refusals[code, known.name] += 1
                 error = error_of(code)
-                if isinstance(error, failures.ConnectionError):  # redis-py reads no further reply
+                if isinstance(error, failures.ConnectionError):  # redis-py stops reading
                     replies += [error] * (len(commands) - at)
                     break
                 replies.append(error)
@@ -257,7 +260,8 @@ class Network:
         if known.name in ("fetch", "hand_back") and self.ledger.limits.times:
             states = self.store.plain("HGETALL", command[3].partition("}")[0] + "}:limits")
             self.ledger.limits.check_rates(queue, as_texts(states))
-        if known.name == "fetch" and (reply[3] or reply[4]):  # some recovered, or dead of crashes
+        # The fetch may have recovered tasks, or moved tasks that crashed too often to `dead`.
+        if known.name == "fetch" and (reply[3] or reply[4]):
             owners = self.store.plain("HGETALL", command[3].partition("}")[0] + "}:owner")
             self.ledger.see_owners(queue, dict(zip(owners[::2], owners[1::2], strict=True)))
 

@@ -139,8 +139,8 @@ class Population:
             self._restart_later(types)
 
     def _host(self, process: Proc) -> str | None:
-        """Return a host name for the server. In every second history without a supervisor, it is
-        the first name that no live server has, so that names are reused."""
+        """Return a host name for the server. In every second history without a supervisor, the name
+        is the first that no live server has, so that names are reused."""
         if self.world.profile.supervised or self.world.seed % 2:
             return None
         taken = {self.hosts.get(one) for one in self.servers if one.alive and one is not process}

@@ -35,7 +35,7 @@ class Link:
 
 
 class Proc:
-    """A process. A process, whose coroutines run in its context, so that the loop can tell to which
+    """A simulated process. Its coroutines run in its context, so that the loop can tell to which
     process they belong."""
 
     def __init__(self, loop: SimLoop, name: str, rng: random.Random) -> None:
@@ -88,7 +88,7 @@ class Proc:
         return task
 
     def crash(self) -> None:
-        """Kill the process at once, without cleanup and without sending anything."""
+        """Kill the process immediately, without cleanup and without sending anything."""
         self.alive = False
         self.died_at = self.loop.now
 

@@ -184,7 +184,7 @@ class SimStore:
 
     def execute(self, process: Proc | None, commands: Iterable[Command]) -> Replies:
         """Execute calls now. If a call adds an element to a list, a caller that blocks on the list
-        gets it at once."""
+        gets the element at the same instant."""
         sent: list[Command] = []
         roles: list[str | None] = []
         for command in map(self._timed, commands):

@@ -31,7 +31,8 @@ class Version:
     since_us: int
     period_us: int
     ticks: dict[int, int] = field(default_factory=dict)
-    """Time at which each tick was enqueued, by tick; both by the store's clock, in microseconds."""
+    """Time at which each tick was enqueued, by the due time of the tick; both times are in
+    microseconds by the store's clock."""
 
     def left_out(self) -> int:
         """Return how many ticks between the first and the last are missing, except ticks that were

@@ -148,7 +148,7 @@ def test_history_reads_no_machine_clock() -> None:
         pytest.param([(1, False)], 0, id="a copy arrives after the next fetch"),
         pytest.param([(2, False)], 0, id="a copy of the last fetch arrives"),
         pytest.param([(2, True)], 1, id="the server repeats its last fetch"),
-        pytest.param([(2, False), (2, True)], 1, id="the server repeats a fetch after its copy"),
+        pytest.param([(2, False), (2, True)], 1, id="a copy of a fetch arrives, then the server repeats the fetch"),
     ],
 )
 def test_expired_lease_needs_a_cause_unless_no_server_reads_of_it(
@@ -178,7 +178,7 @@ def test_expired_lease_needs_a_cause_unless_no_server_reads_of_it(
         history.population.check_left(process, "a")
         assert len(history.ledger.wrong) == found
         recovered = []
-        for number in range(1, 5):  # one second apart: after a longer gap, no lease would expire
+        for number in range(1, 5):  # after a gap of over a second, no lease would expire
             history.loop.now += LEASE / 3
             recovered += fetch("b", number)
         assert recovered == [sent.id.encode()]

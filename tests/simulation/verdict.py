@@ -70,7 +70,7 @@ class Verdict:
         return _pairs(self.plain(*self._command(queue, name)))
 
     def _read_all(self) -> None:
-        """Read all data at once; nothing changes from here on."""
+        """Read all data in one round trip. The data no longer changes."""
         names = [
             (queue, name)
             for queue in QUEUES
@@ -280,8 +280,8 @@ class Verdict:
             self.find(f"{wanted.id} of kind {kind} is dead: {error} {wanted}")
 
     def _check_crashed(self, wanted: Wanted, entry: Entry, kind: str) -> None:
-        """Check that a task that is dead from crashes is poison, or was alone in processes that
-        died for other reasons."""
+        """Check that a task is dead from crashes only if it kills its process (kind `poison`), or
+        if it ran alone in processes that died for other reasons."""
         lapsed = [one for one in entry.deliveries if one.ended in ("lapsed", None)]
         if len(lapsed) < MAX_CRASHES:
             self.find(f"{wanted.id} is dead from crashes, but only {len(lapsed)} leases expired")

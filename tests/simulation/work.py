@@ -133,7 +133,7 @@ class Handlers:
         return await call_next()
 
     def on_error(self, error: BaseException, task: TaskInfo) -> None:
-        """Check that a task is charged only with a failure of its own."""
+        """Check that a task loses an attempt only if its own handler failed."""
         if not isinstance(error, CHARGED):
             shown = f"{type(error).__name__}: {error}"
             self._books.ledger.find(f"{task.id} is charged with another failure: {shown}")
@@ -161,7 +161,7 @@ class Handlers:
         if task.attempt > max(task.retry, entry.returned_attempts) + 1:
             find(f"{task.id} started attempt {task.attempt} although it has {task.retry} retries")
         if (task.queue, task.id, task.token) in books.ledger.void:
-            return  # the store has lost the lease, unnoticed by the server
+            return  # the store has lost the lease, but the server does not know
         entry.starts += 1
         if books.store.latest_us < entry.due_us:
             find(f"{task.id} was started {(entry.due_us - books.store.now_us) / US} s early")

@@ -29,7 +29,7 @@ ROLES: Final[dict[str, Role]] = {
     "test_views": "reader",
     "test_counts": "reader",
 }
-"""By test file, the role whose rights are enough for the code under test. Files that are not listed
+"""Role whose rights are enough for the code under test, by test file. Files that are not listed
 run with all rights."""
 
 OPTIONAL: Final = {"info", "client|setinfo", "config|get"}

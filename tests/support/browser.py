@@ -66,7 +66,7 @@ class Visit:
         self.page.get_by_role(role, name=name, exact=True, **options).click()
 
     def refresh(self) -> None:
-        """Let the page refresh at once instead of after 2 s."""
+        """Let the page refresh immediately instead of after 2 s."""
         with self.page.expect_response(lambda answer: answer.request.resource_type == "fetch"):
             self.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         self.page.wait_for_function("() => document.getElementById('live').textContent === 'live'")

@@ -44,7 +44,7 @@ async def _make_calls(url: str, chance: random.Random, prefix: str) -> str | Non
                 except asyncio.CancelledError:
                     continue
                 except (TypeError, ValueError) as error:
-                    return f"call {number} of {many} names got {type(error).__name__}: {error}"
+                    return f"call {number} of {many} names raised {type(error).__name__}: {error}"
             else:
                 try:
                     answer = await asyncio.wait_for(task, 5)

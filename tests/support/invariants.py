@@ -57,7 +57,7 @@ def check(name: str, now: int, before: Dump, after: Dump) -> None:
         assert after["meta"][b"schema"] == b"2", "limits require layout 2"
     check_limits(after)
     assert set(after.get("successors", {})) <= set(after.get("active", {})), (
-        "a successor's task is active"
+        "a task with a successor is active"
     )
     check_locks(after)
     for id in {*homes, *before.get("tasks", {})}:

@@ -21,7 +21,7 @@ ACCOUNT: Final = "postgres"
 
 
 def program(name: str) -> Path | None:
-    """Return the newest PostgreSQL program with this name; None if none is installed."""
+    """Return the path of this program in the newest installed PostgreSQL, or None."""
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=_version)
     if found:
         return found[-1]
@@ -83,7 +83,7 @@ class Postgres:
         trace: TracebackType | None,
     ) -> None:
         if self._process is not None:
-            self._process.send_signal(signal.SIGQUIT)  # stops the server at once
+            self._process.send_signal(signal.SIGQUIT)  # stops the server immediately
             self._process.wait(20)
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -170,7 +170,7 @@ class ServerProcess:
         self._signal(signal.SIGCONT)
 
     def leap(self) -> None:
-        """Let the clock of the process jump to an error opposite to `clock_s`."""
+        """Change the error of the process's clock from `clock_s` to `-clock_s`."""
         self._signal(signal.SIGUSR1)
 
     def terminate(self) -> None:
@@ -196,6 +196,6 @@ def task(type: str = "work", /, *, plan: Plan | None = None, **options: Any) -> 
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Return the value below which this share of the values lies, e.g. 0.999."""
+    """Return the value below which this share (e.g. 0.999) of the values lies."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -221,7 +221,7 @@ class Rig:
         return found[0] if found else None
 
     def ids(self, state: str) -> list[str]:
-        """Return the ids in a state, by score."""
+        """Return the ids in a state, ordered by score."""
         return [id.decode() for id in self.client.zrange(self.keys.key(state), 0, -1)]
 
     def score(self, name: str, member: str) -> float | None:

@@ -52,9 +52,9 @@ class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
     deaf        ignore the cancellation
     fail        number of attempts that fail
     fail_at     ids of servers on which all attempts fail
-    progress_at ids of servers on which it reports a progress of 50 %
+    progress_at ids of servers on which the handler reports a progress of 50 %
     die         kill the process by SIGKILL
-    hold_at     a FIFO by server id; `hold` ends when the FIFO is opened for writing
+    hold_at     path of a FIFO, by server id; the handler waits until the FIFO is opened for writing
     """
 
     sleep: float = 0.0
@@ -70,7 +70,7 @@ class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
         return self.sleep_at.get(server_of(task), self.sleep)
 
     def end(self, task: TaskInfo) -> str:
-        """Do the last part of every handler: fail, or return the id of the server."""
+        """Finish a handler: fail, or return the id of the server."""
         if server_of(task) in self.progress_at:
             current().progress(50, 100)
         if task.attempt <= self.fail or server_of(task) in self.fail_at:
@@ -150,7 +150,8 @@ async def holds_the_interpreter(task: TaskInfo) -> str:
 
 
 def have_a_wrong_clock(ahead_s: float) -> None:
-    """Make all wall clocks wrong; on SIGUSR1, they jump to the opposite error."""
+    """Set all wall clocks `ahead_s` seconds ahead. On each SIGUSR1, they jump to the opposite
+    error."""
     offset_ns = int(ahead_s * 1e9)
 
     def leap(*_: object) -> None:

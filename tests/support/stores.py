@@ -50,7 +50,7 @@ def wait_until(
     end = time.monotonic() + timeout
     while not (answer := predicate()):
         if time.monotonic() > end:
-            raise AssertionError(message or f"not within {timeout} s: {_described(predicate)}")
+            raise AssertionError(message or f"still false after {timeout} s: {_described(predicate)}")
         time.sleep(every)
     return answer
 
@@ -70,7 +70,7 @@ async def wait_until_async(
         if answer:
             return answer
         if time.monotonic() > end:
-            raise AssertionError(message or f"not within {timeout} s: {_described(predicate)}")
+            raise AssertionError(message or f"still false after {timeout} s: {_described(predicate)}")
         await asyncio.sleep(every)
 
 

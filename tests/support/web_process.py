@@ -75,7 +75,7 @@ class WebProcess:
         """Stop the program with SIGTERM, assert that its output contains no error, and return the
         output.
 
-        After its shutdown, Uvicorn ends with the signal that it received.
+        After it has shut down, Uvicorn kills itself with the signal that it received.
         """
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(30)

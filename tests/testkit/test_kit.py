@@ -271,7 +271,7 @@ async def test_advance_enqueues_the_ticks_of_many_schedules_that_are_due_at_once
         await qsync.advance(days=2)
         assert (count(1), count(2)) == (240, 288)
         await qsync.advance(hours=23, schedules=False)
-        await qsync.advance(seconds=1)  # as after an outage, with missed="skip" and missed="all"
+        await qsync.advance(seconds=1)  # runs missed ticks as after an outage
         assert (count(1), count(2)) in ((240, 288 + 138), (240, 288 + 139))
         monkeypatch.setattr("qsync.testing.advance.TICKS", 100)
         with pytest.raises(ConfigError, match="schedules have over 100 ticks in that time"):

@@ -32,7 +32,7 @@ async def test_quick_tasks_wait_for_a_thread_in_slots_beyond_concurrency() -> No
     assert capacity.slots == 6
     capacity.started += 10 * MEASUREMENT_STARTS
     ahead = capacity.fetch_size() - 6
-    assert 6 < capacity.slots < 6 + ahead, "tasks leased ahead include them"
+    assert 6 < capacity.slots < 6 + ahead, "the tasks leased ahead include those in the extra slots"
     capacity.running = capacity.slots
     assert capacity.in_use == 6
     assert capacity.open_slots() == 0

@@ -23,7 +23,7 @@ def stored(task: Task) -> bytes:
 
 
 def cut(data: bytes) -> bytes:
-    """Truncate a message like include/truncate_message.lua."""
+    """Truncate a message as include/truncate_message.lua does."""
     return data if len(data) <= 16384 else data[:HEAD] + data[-TAIL:]
 
 

@@ -28,7 +28,7 @@ from tests.support.stores import Store
 def test_unconfirmed_lease_is_as_old_as_its_first_fetch(
     own_store: Store, prefix: str, age: float, left: float
 ) -> None:
-    """The store becomes unavailable after it has answered a repeated fetch. The leases date from
+    """The store becomes unavailable after it has answered a repeated fetch. The leases began with
     the first try, so they may have expired."""
 
     async def main() -> None:

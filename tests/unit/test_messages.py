@@ -1,4 +1,4 @@
-"""Mistakes of new users. Each error says what was wrong and what to do."""
+"""Errors for mistakes that new users make. Each error says what was wrong and what to do."""
 
 from __future__ import annotations
 

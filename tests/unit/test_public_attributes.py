@@ -14,16 +14,16 @@ SOURCES = Path(__file__).parents[2] / "src" / "qsync"
 
 
 def is_plain(value: ast.expr, parameters: set[str]) -> bool:
-    """Return whether checkers agree on the type of a value: that of a literal or an annotated
-    parameter."""
+    """Return whether all type checkers infer the same type for a value, which holds for literals
+    and annotated parameters."""
     return isinstance(value, ast.Constant) or (
         isinstance(value, ast.Name) and value.id in parameters
     )
 
 
 def assigned(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[str, bool]]:
-    """Yield the public attributes that a method sets without an annotation, and whether checkers
-    agree on the type."""
+    """Yield the public attributes that a method sets without an annotation, and whether all type
+    checkers infer the same type."""
     parameters = {
         one.arg for one in function.args.args + function.args.kwonlyargs if one.annotation
     }
@@ -35,8 +35,8 @@ def assigned(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple
 
 
 def ambiguous(kind: ast.ClassDef) -> list[str]:
-    """Return the public attributes of a class that have no annotation and on whose type checkers
-    may disagree."""
+    """Return the public attributes of a class that have no annotation and for which type checkers
+    may infer different types."""
     annotated = {
         node.target.attr if isinstance(node.target, ast.Attribute) else ast.unparse(node.target)
         for node in ast.walk(kind)

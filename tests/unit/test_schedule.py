@@ -130,7 +130,7 @@ def three_years() -> list[datetime]:
 
 def expected(wanted: Wanted, readings: list[int], start: datetime, step: int) -> list[int]:
     """Go through the readings, one every `step` minutes, and return the expected ticks. The first
-    reading is only the starting point.
+    reading is only the starting point and is never a tick.
 
     A fixed time is due when the clock first reaches it or jumps over it.
     """
@@ -175,8 +175,8 @@ def test_cron_matches_the_oracle_around_every_clock_change(name: str) -> None:
 
 
 def terms(low: int, high: int) -> st.SearchStrategy[str]:
-    """Return a strategy for a field of an expression. The two ends of a range differ, since cronsim
-    reads `5-5/3` as `5/3`."""
+    """Return a strategy for a field of an expression. The start and the end of a range always
+    differ, because cronsim reads `5-5/3` as `5/3`."""
     number = st.integers(low, high)
     span = st.lists(number, min_size=2, max_size=2, unique=True).map(
         lambda ends: f"{min(ends)}-{max(ends)}"
@@ -458,7 +458,7 @@ MINUTELY = Every(60)
     [
         (0.5, [], [], []),
         (1.0, [1], [1], [1]),
-        (1.05, [1], [1], [1]),  # 3 s late counts as on time
+        (1.05, [1], [1], [1]),  # a tick that is 3 s late is on time
         (1.5, [], [1], [1]),
         (10.0, [10], [10], [*range(1, 11)]),
         (10.5, [], [10], [*range(1, 11)]),

@@ -1,4 +1,4 @@
-"""The order in which the next ticks of thousands of periodic tasks come."""
+"""The order of the next ticks of thousands of periodic tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ S = 1_000_000
 
 
 class Counted:
-    """A schedule that ticks once per second and counts its calls."""
+    """A schedule that ticks once per second and counts the calls of `next_after`."""
 
     asked = 0
 
@@ -52,7 +52,7 @@ def test_every_schedule_gets_its_turn() -> None:
         seen += [entry for entry, tick_us in due if tick_us == S]
     assert len(seen) == len(entries)
     assert {*seen} == {*entries}
-    assert heap.next_us() is None, "the caller decides what comes next"
+    assert heap.next_us() is None, "the heap does not plan the next ticks by itself"
 
 
 def test_distant_schedules_are_not_checked() -> None:

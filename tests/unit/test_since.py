@@ -126,7 +126,8 @@ def test_repeated_fetch_returns_the_same_wait_time(rig: Rig) -> None:
 
 
 def test_handed_back_tasks_at_the_head_do_not_hide_older_tasks(rig: Rig) -> None:
-    """More tasks than a view reads in full are handed back, and so precede the backlog."""
+    """The tasks that are handed back go to the head of the queue, and are more than a view reads in
+    full."""
     rig.enqueue(*(f"head-{n}" for n in range(100)))
     held = rig.lease(100)
     rig.enqueue("old")

@@ -22,8 +22,8 @@ LONG_FUNCTIONS: Final = {}
 """Functions that are still too long, with their numbers of lines; the list may only shrink."""
 
 SHARED_NAMES: Final = {"Meta", "Migration", "Schedule", "Task"}
-"""Names that several classes may have: Django's conventions, and the Django models of a schedule
-and a task."""
+"""Names that more than one class may have: Django's conventions, and the Django models of a
+schedule and a task."""
 
 
 def long_files() -> dict[str, int]:

@@ -20,8 +20,7 @@ FILES: Final = sorted(SOURCE.rglob("*.py"))
 UNPICKLERS: Final = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "yaml"}
 RUNNERS: Final = {"eval", "exec", "compile", "__import__"}
 IMPORTERS: Final = {
-    # Modules that import other modules by names that are not written in the import, and what is
-    # imported.
+    # Modules that import modules whose names are not in an import statement, and what they import.
     "__init__.py": "modules in the table of public names in that file",
     "server/process_pool_child.py": "modules of handlers that the parent process has registered",
     "worker/load_app.py": "the app's module, which the command line names",
@@ -88,7 +87,7 @@ def test_names_of_computed_attributes_have_a_type(path: Path) -> None:
 
 
 def test_only_the_exchanges_send_scripts(path: Path) -> None:
-    """The sources of scripts are constant, since no other file sends scripts.
+    """Only these two files may send scripts, so no other file can build a script from data.
 
     `protocol.py` looks for the name of the command, to cache the encoded head of a call.
     """

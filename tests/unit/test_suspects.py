@@ -14,7 +14,7 @@ from qsync.server.crash_isolation import (
 
 def waiting(*names: str) -> CrashIsolation:
     suspects = CrashIsolation()
-    stand_ins: Any = names  # strings suffice: CrashIsolation reads no attributes
+    stand_ins: Any = names  # strings suffice, because CrashIsolation reads no attributes of tasks
     suspects.waiting.extend(stand_ins)
     return suspects
 

@@ -105,8 +105,8 @@ def test_quantile_of_counts_is_off_by_8_percent_at_most() -> None:
     "took_s", [0.0004, 0.011, 0.3, 1.01, 7.0, 30.02, 60.02, 200.0, 1500.0, 9000.0]
 )
 def test_stored_runs_of_equal_duration_show_that_duration(took_s: float) -> None:
-    """The estimates are equally exact for a minute, for an hour of such minutes, and for a day with
-    a second duration."""
+    """The estimates are equally precise for a minute, for an hour of such minutes, and for a day
+    that also has runs of another duration."""
     minute = decode_block(encode_block({0: counts(20, *[took_s] * 20)}))[0]
     hour = sum_of(
         decode_block(encode_block({n: counts(9, *[took_s] * 9) for n in range(60)})).values()

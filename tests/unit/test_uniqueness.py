@@ -1,5 +1,5 @@
-"""Priorities and options of unique locks: errors are raised at once, and name the field and its
-value."""
+"""Priorities and options of unique locks: wrong values raise an error when the task is created, and
+the error names the field and its value."""
 
 from __future__ import annotations
 

@@ -707,7 +707,7 @@ def test_equal_sets_and_dicts_make_the_same_lock() -> None:
 
 
 def test_arguments_are_encoded_at_the_call() -> None:
-    """Later changes to a list do not change the task."""
+    """A change to a list after the call does not change the arguments of the task."""
     for value, annotation in itertools.product([[[1], {"a": [2]}]], [Any, list[Any]]):
         payload = function_of(annotation).bind([value], {})
         value[0].append(9)

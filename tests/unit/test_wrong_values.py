@@ -1,6 +1,6 @@
-"""Every option of a public name rejects a wrong value at once, with an error that names the option.
-Each option is passed each of the values below, while the other options keep their defaults. Other
-tests check accepted values. In these tests, no value may cause an internal Python error.
+"""Every option of a public name rejects a wrong value immediately, with an error that names the
+option. Each option is passed each of the values below, while the other options keep their defaults.
+Other tests check accepted values. In these tests, no value may cause an internal Python error.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def app(**options: Any) -> Qsync:
 
 
 def hourly(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schedule of a periodic task if the options give none."""
+    """Return a cron schedule for a periodic task, or nothing if the options set `every`."""
     return {} if "every" in options else {"cron": "0 * * * *"}
 
 

@@ -1,4 +1,4 @@
-"""The forms of the dashboard, without a browser and without its script."""
+"""The tests submit the dashboard's forms without a browser, so its script does not run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.stores import Store
 
 
 class Visitor:
-    """Sends forms of pages like a browser without scripts."""
+    """Submits the forms of pages as a browser without scripts does."""
 
     def __init__(self, client: httpx.AsyncClient, made: Bed) -> None:
         self.client, self.bed = client, made
@@ -177,7 +177,7 @@ async def test_all_matching_tasks_are_changed_in_steps_and_counted(
     store: Store, prefix: str, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the script, a user presses "Continue" about once per second. In this test, each step
-    ends at once, so the user presses the button after each."""
+    ends immediately, so the user presses the button after each step."""
     monkeypatch.setattr(bulk_actions, "BUDGET_S", 0.0)
 
     async with visitor(store, prefix) as web:

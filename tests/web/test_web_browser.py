@@ -274,7 +274,7 @@ def test_signed_in_viewer_can_change_nothing(system: Live, visit: Callable[..., 
     web.page.get_by_label("Token").fill(TOKEN)
     web.click("Sign in")
     web.says("Dead tasks in")
-    assert web.page.url.endswith("/dead?queue=default"), "the page that was requested first"
+    assert web.page.url.endswith("/dead?queue=default"), "the user returns to the page that was requested first"
     web.click("order d", "link")
     web.says("Dead since")
     buttons = web.page.get_by_role("button").all_inner_texts()
@@ -312,7 +312,7 @@ def test_dashboard_works_without_scripts(system: Live, visit: Callable[..., Visi
     web.click("Очереди", "link")
     wait_until(lambda: web.page.title() == f"Очереди · {system.prefix}")
     web.click("English")
-    web.page.goto("about:blank")  # the last page runs no script to check
+    web.page.goto("about:blank")  # on the last page, no script runs that `check` could check
 
 
 def test_search_goes_on_by_itself_and_changes_all_that_match(

@@ -57,7 +57,7 @@ HALF_FORM = (
 @pytest.mark.parametrize(
     "sent",
     [b"", b"GET / HTTP/1.1\r\nHost: loc", HALF_FORM, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"],
-    ids=["nothing", "half a head", "half a body", "a request, and then nothing"],
+    ids=["nothing", "half a head", "half a body", "a request and nothing after it"],
 )
 def test_idle_connections_do_not_block_other_users(
     valkey: Store, prefix: str, tmp_path: Path, sent: bytes
@@ -180,7 +180,7 @@ async def test_full_server_closes_oldest_idle_connection_then_one_with_a_late_bo
         assert await late.closed()
         await until(limits, busy=3)
         refused = await Peer.open(port)
-        assert await refused.ask() == b"HTTP/1.1 503", "no request is aborted for another one"
+        assert await refused.ask() == b"HTTP/1.1 503", "no request is aborted to make room for another"
         assert not any(one.reader.at_eof() for one in (new, newer, newest))
 
 

@@ -1,4 +1,5 @@
-"""Error pages: an outage is found, understood and resolved. Scans are bounded and shared."""
+"""The error pages help operators to find, understand and resolve an outage. Each page reads a
+bounded number of tasks, and pages share one scan."""
 
 from __future__ import annotations
 

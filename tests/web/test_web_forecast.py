@@ -21,8 +21,8 @@ from tests.support.stores import Store
 
 
 def steps(*pending: int | None, seconds: float = 5.0, **last: int) -> Steps:
-    """Return intervals at whose end these numbers of tasks were pending. None is a missing sample;
-    `last` replaces figures of the last interval."""
+    """Return one interval for each number of tasks that were pending at the end of the interval.
+    None stands for a missing sample. `last` replaces figures of the last interval."""
     found: list[tuple[float, Figures] | None] = [
         None if count is None else (seconds, Figures(0, 0, 0, 0, 0.0, count, 0))
         for count in pending

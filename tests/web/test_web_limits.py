@@ -74,7 +74,7 @@ async def test_closed_limit_is_opened(store: Store, prefix: str) -> None:
         assert "Open now" in text
         query = {"queue": "default", "limit": "customer:42"}
         shown = (await web.client.get("/limits", params=query)).text
-        assert shown.count("/limit/open") == 2, "one button at the limit, one in the list"
+        assert shown.count("/limit/open") == 2, "one button beside the limit and one in the list"
         text = await web.press(shown, "Open now")
         assert said(text) == "customer:42 is open."
         assert "Limit opened" in text

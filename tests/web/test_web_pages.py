@@ -90,7 +90,7 @@ async def test_times_count_from_the_clock_of_the_store(
                 r"\bin ([\d.]+) (s|min|h)\b|(\d+) (s|min|h)[^<]{0,9} ago", text
             ):
                 if path.endswith("id=d1"):
-                    continue  # attempts have times of their own
+                    continue  # the times of attempts differ from the times checked here
                 number, unit = match[1] or match[3], match[2] or match[4]
                 assert unit == "s" or (unit == "min" and int(number) <= 20), (path, match[0])
                 seen["ago" if match[3] else "in"] += 1
@@ -299,7 +299,7 @@ async def test_charts_show_sampled_values(valkey: Store, prefix: str) -> None:
         assert sampler.series("default")[-1] == steps[-1]
         assert sampler.series("none")[-1] is None, "the last sample does not contain this queue"
         text = (await client.get("/")).text
-        assert text.count("<svg") == 7, "the logo, three charts of minutes, three of days"
+        assert text.count("<svg") == 7, "the logo, three charts by minute and three charts by day"
         for _ in range(400):
             sampler._samples.append(sampler._samples[-1])
         assert len(sampler.series()) == 180, "it is bounded"
@@ -352,7 +352,7 @@ def test_only_the_web_part_knows_starlette_and_it_reaches_the_store_through_the_
     for path in WEB.parent.rglob("*.py"):
         names = {name.partition(".")[0] for name in imports(path)}
         if path in (WEB.parent / "contrib" / "fastapi.py", WEB.parent / "contrib" / "starlette.py"):
-            continue  # integrations that mount the dashboard
+            continue  # these integrations mount the dashboard
         if WEB not in path.parents:
             assert not names & {"starlette", "jinja2", "markupsafe"}, path
         else:

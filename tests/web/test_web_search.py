@@ -1,5 +1,5 @@
-"""The dashboard's search over all queues and states: results can be exported, and changed all at
-once."""
+"""The dashboard's search over all queues and states. All results can be exported, or changed in one
+step."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ async def test_search_finds_tasks_of_all_queues_and_states(valkey: Store, prefix
 
 
 async def sorted_over_all_pages(client: httpx.AsyncClient) -> None:
-    """Check that pages of one task each show all tasks, in the same order as the whole list."""
+    """Check that, with one task per page, the pages show the same tasks in the same order as the
+    whole list."""
     whole = await search(client, "type:*", sort="oldest")
     assert len(whole) > 3
     pages = [

@@ -47,8 +47,8 @@ def test_each_line_about_a_poison_task_names_it(tmp_path: Path, valkey: Store) -
     assert len(held) == 3
     assert all(f": {id} (render.pdf" in line for line in held)
     back = [line for line in lines if "from servers that died" in line]
-    # The names are read while the fetch runs, so a task may kill its server before the line is
-    # logged.
+    # The server reads the names of the tasks while a fetch runs, so a task may kill the server
+    # before it logs the line.
     assert len(back) <= 2
     assert all(f": {id} (render.pdf, crash " in line for line in back)
 

@@ -197,7 +197,7 @@ def test_worker_that_waits_for_its_store_says_why_it_is_not_ready(
             start = f"process 1 has not started yet, retrying: the store at {own_store.url} is not"
             assert reason.startswith(start)
         logged = f"cannot start, retrying: the store at {own_store.url} is not"
-        wait_until(lambda: logged in worker.out())  # the log may follow the health port
+        wait_until(lambda: logged in worker.out())  # the line may be logged after the response
         own_store.restart()
         assert worker.wait_for("ready", 200) == []
 
@@ -378,7 +378,7 @@ def test_programs_own_server_reports_its_condition(valkey: Store, prefix: str) -
     asyncio.run(work())
 
 
-# Verdicts for conditions of a process.
+# Whether a process counts as live, ready and started, by its condition.
 
 STARTED = ServerHealth(started=True)
 
@@ -423,7 +423,7 @@ def test_verdict_follows_the_reports_of_processes(
         assert all(reason.startswith("process 1") for reason in verdict.reasons)
 
 
-# Scaling advice for samples.
+# The number of workers that is recommended for samples of the load.
 
 
 def scaler(*samples: ScaleSample, processes: int = 1) -> Scaler:
@@ -524,8 +524,8 @@ def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
 def test_burst_after_idle_minutes_requests_enough_workers(
     after_s: float, polls_while_idle: bool
 ) -> None:
-    """2,000 tasks arrive at once. Each worker runs 13.3 tasks per second, so five workers take 30
-    s."""
+    """2,000 tasks arrive at the same time. Each worker runs 13.3 tasks per second, so five workers
+    take 30 s."""
     made = Scaler(1)
 
     def idle(second: float) -> ScaleSample:
@@ -710,7 +710,8 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 def test_silent_connections_of_one_address_do_not_block_others(served: HealthServer) -> None:
-    """Even the address itself is not blocked, because its own oldest connection is closed."""
+    """Not even the address with the silent connections is blocked, because its own oldest
+    connection is closed."""
     opened = silent(served, 3 * http_server.CONNECTIONS)
     try:
         for source in ("127.0.0.1", "127.0.0.2"):

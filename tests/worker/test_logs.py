@@ -291,7 +291,7 @@ app = Qsync(mux=mux)
 """
 
 NOISY_TASKS = 1500
-"""Number of tasks, whose warnings together exceed the size of a pipe."""
+"""Number of tasks. Together, their warnings do not fit into the buffer of a pipe."""
 
 
 def _close_output() -> None:

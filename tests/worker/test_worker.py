@@ -148,7 +148,7 @@ class Worker:
             client.enqueue_many([Task(type, payload) for type in types])
 
     def history(self, word: str) -> list[tuple[int, float]]:
-        """Return the pid of each process that wrote this word, and the monotonic time."""
+        """Return the pid and the monotonic time of each line with this word."""
         path = self.folder / "history"
         lines = path.read_text().splitlines() if path.exists() else []
         rows = [line.split() for line in lines]
@@ -251,8 +251,8 @@ def test_tasks_of_a_killed_child_start_again_within_a_second(
         figure = f"{processes} processes: started again after {1000 * (began - killed):.0f} ms"
         print(f"\n{figure}")  # noqa: T201 - for `pytest -s`
         assert other != pid
-        # With one process, another process has to start first, which takes a time that depends on
-        # the machine.
+        # With one process, the new process must start first, and a slow machine needs seconds for
+        # that.
         assert began - killed < (1 if processes > 1 else 10)
         worker.wait_ready(processes + 1)
         assert "killed by SIGKILL; another starts in 0.1 s" in worker.out()

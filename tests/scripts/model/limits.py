@@ -33,7 +33,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Rate:
-    """A rule as it applies to one limit."""
+    """The rule of a limit, in the units of the model."""
 
     slots: float = math.inf
     interval: float = 0
@@ -112,7 +112,7 @@ class Limits:
         return use
 
     def open_late(self, now: int, limit: str) -> None:
-        """Try a limit whose opening is due."""
+        """Record how late a limit whose opening time has passed is opened."""
         self.touch(limit)
         self._late[limit] = min(now - self.openings[limit], self.rate(limit).lateness)
 
@@ -163,8 +163,9 @@ class Limits:
                 use.tat = math.ceil(max(use.tat, now - self._late.get(limit, 0)) + rate.interval)
 
     def refund(self, now: int, unstarted: Iterable[tuple[int, Iterable[str]]]) -> None:
-        """Give back the starts of tasks that never began, less what the rate has regained since the
-        oldest of their leases. `unstarted` holds the lease time and the limits of each task."""
+        """Give back the starts of tasks that never began, minus the starts that the rate has
+        regained since the oldest of their leases. `unstarted` holds the lease time and the limits
+        of each task."""
         leases: dict[str, list[int]] = {}
         for leased_us, limits in unstarted:
             for limit in limits:

@@ -193,13 +193,13 @@ class Scripts(RuleBasedStateMachine):
         self.do("put_schedule", name, self.rig.now + later, record)
 
     def tick_schedules(self, rows: list[tuple[str, str, list[tuple[str, dict[str, Any]]]]]) -> None:
-        """Tick current, outdated or lost versions of schedules."""
+        """Enqueue ticks of schedules whose version is current, outdated or lost."""
         sent = []
         for name, which, tasks in rows:
             if which != "any" and name not in self.model.stored:
                 self.put_schedule(name, S, b"a record")
             row = self.model.stored.get(name, StoredScheduleRow(name, b"", 0))
-            if which == "old" and not self.full:  # change the record, but not the next tick
+            if which == "old" and not self.full:  # store another record with the same next tick
                 record = b"another record" if row.record[8:] == b"a record" else b"a record"
                 self.do("put_schedule", name, row.next_us, record)
             later = max(self.rig.now, row.next_us or 0) + 30 * S
@@ -236,7 +236,7 @@ class Scripts(RuleBasedStateMachine):
         fetches."""
         if marked:
             self.mark_started()
-        for part in (LEASE // 2, LEASE // 2 + S):  # a single step would be an outage
+        for part in (LEASE // 2, LEASE // 2 + S):  # a single step would count as an outage
             self.rig.now += part
             self.fetch(server, wanted, 1)
 
@@ -265,8 +265,8 @@ class Scripts(RuleBasedStateMachine):
         started: bool,
         age: int | None = 0,
     ) -> None:
-        """Hand back tasks; `age` is that of their leases, or None if the server does not know
-        it."""
+        """Hand back tasks. `age` is the age of their leases; None means that the server does not
+        know the age."""
         leased_us = 0 if age is None else self.rig.now - age
         record = b"" if delay is None else b"unknown type"
         limit, closed_us = closing if self.has_limits else ("", 0)
@@ -358,7 +358,7 @@ class Scripts(RuleBasedStateMachine):
         some = [self.known(pick, state) for pick in picks]
         task = some[0][1]
         seen = state or (task.state if task else "dead")
-        if seen == "pending":  # may open a limit, so that the second call would delete more
+        if seen == "pending":  # or the first call could open a limit, and the second delete more
             some = [(id, one) for id, one in some if not one or one.state != "limited"]
         self.do("delete", [id for id, _ in some], seen)
 
@@ -470,7 +470,7 @@ class Scripts(RuleBasedStateMachine):
         return [LeaseRef(id, task.token) for id, task in self.model.tasks.items() if task.token]
 
     def chosen(self, picks: Sequence[int]) -> list[LeaseRef]:
-        """Return leases; most are valid, the others are picked from all leases so far."""
+        """Return leases. Most of them are valid; the others are picked from all leases so far."""
         current, ever = self.current(), self.held or [LeaseRef("a", "s/0")]
         some = [current if pick < 9 and current else ever for pick in picks]
         return [of[pick % len(of)] for pick, of in zip(picks, some, strict=True)]
@@ -513,10 +513,10 @@ class Scripts(RuleBasedStateMachine):
                 for a, b in zip(reply, again, strict=True)
                 if a.outcome == "created" and (a.id not in replaced or options["sender"])
             )
-            assert same, f"enqueue answered {reply}, and then {again}"
+            assert same, f"enqueue answered {reply}, but {again} when repeated"
         if name == "fetch":
             assert (again.ids, again.messages) == (reply.ids, reply.messages), (
-                "another batch when repeated"
+                "the repeated fetch returned another batch"
             )
         self.calls.append((name, args, options))
         return reply
@@ -556,8 +556,9 @@ OF_IDS: Final = {"a": ("c:1",), "b": ("r",), "-1": ("r", "c:1"), "XX": ("c:1", "
 """Limits of the tasks with these ids, unless their options set limits."""
 
 REMEMBERED_REPLACEMENT: Final = {"on_duplicate", "remember_us"}
-"""Options that together need a sender. Without a sender, a repeated call refuses such a task
-because its id is remembered, and an earlier task of the call replaces the holder instead."""
+"""Options that together need a sender. Without a sender, a repeated call refuses a task with these
+options, because the id of the task is remembered. Then an earlier task of the call replaces the
+holder."""
 
 OTHER_TYPE: Final = ("-1", "XX")
 """Ids of the tasks whose type is `other`."""

@@ -74,7 +74,7 @@ def enqueue_not_kept() -> Iterator[None]:
 
 
 def promoted_but_not_pending() -> contextlib.AbstractContextManager[None]:
-    """Due tasks leave their set without entering pending."""
+    """Due tasks leave their set but do not become pending."""
     right = "      to_pending(due)\n"
     return planted("include/promote_due.lua", right, "")
 
@@ -282,7 +282,7 @@ def successor_lost_in_a_crash() -> contextlib.AbstractContextManager[None]:
 
 
 def debounce_without_a_maximum() -> contextlib.AbstractContextManager[None]:
-    """Calls can postpone a debounced task without limit."""
+    """Calls can postpone a debounced task forever."""
     right = "    due = math.min(due, first + option[10])\n"
     return planted("include/replace_holder.lua", right, "")
 

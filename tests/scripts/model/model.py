@@ -232,8 +232,8 @@ class Model(Schedules):
     def _pick(
         self, now: int, wanted: int, free: int | None
     ) -> tuple[list[str], int, dict[str, str]]:
-        """Return the pending tasks to lease, how many tasks are left because the server has no free
-        slots, and the limit that refuses each of the others."""
+        """Return the pending tasks to lease, the number of tasks that stay pending because the
+        server has no free slots, and the limit of each task that a limit refuses."""
         left = wanted if free is None else free
         taken: list[str] = []
         refused: dict[str, str] = {}
@@ -477,7 +477,7 @@ class Model(Schedules):
         return answers
 
     def release_all(self, rows: Sequence[Any]) -> None:
-        """Give back the slots of these tasks, those of replaced tasks last."""
+        """Give back the slots of these tasks; replaced tasks come last."""
         self.release(
             row.id for row in sorted(rows, key=lambda row: self.tasks[row.id].successor is not None)
         )

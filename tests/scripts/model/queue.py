@@ -135,7 +135,7 @@ class Queue:
     schedule_pauses: dict[str, bytes] = field(default_factory=dict)
     calls: dict[str, tuple[int, int, list[Enqueued]]] = field(default_factory=dict)
     replacing: dict[str, list[int]] = field(default_factory=dict)
-    """For each sender, the positions of the tasks in its last call that replace others."""
+    """Positions of the tasks that replace others in a sender's last call, by sender."""
     flow: bool = False
     """True if a task of the queue has used flow control."""
     recent: dict[str, int] = field(default_factory=dict)
@@ -220,8 +220,8 @@ class Queue:
                 self.admit(now, id, lowest - len(mine) + at)
 
     def admit(self, now: int, id: str, tag: float, *, new: bool = False) -> bool:
-        """Move a task into pending, or into limited if a limit refuses it; return True if the task
-        became pending.
+        """Move a task into `pending`, or into `limited` if a limit refuses it; return whether the
+        task became pending.
 
         A paused type refuses only new tasks (`new`) here; fetches set the other tasks aside.
         """
@@ -259,7 +259,7 @@ class Queue:
                     self.limits.touch(limit).use -= 1
 
     def unready(self, ids: Iterable[str]) -> None:
-        """Update the limits of tasks that leave pending or the waiters without being leased."""
+        """Update the limits of tasks that leave `pending` or `limited` without being leased."""
         for id in ids:
             task = self.tasks[id]
             for limit in task.limits:
