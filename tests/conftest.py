@@ -35,8 +35,8 @@ LONG_FOLDERS: Final = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow modules first: a slow module at the end would keep one core busy while the others
-    are idle."""
+    """Run slow modules first, because a slow module at the end would keep one core busy while the
+    other cores are idle."""
     ranks = {name: rank for rank, name in enumerate(LONG_FOLDERS)}
     items.sort(key=lambda item: ranks.get(item.path.parent.name, len(ranks)))
 
@@ -71,8 +71,8 @@ def store(request: pytest.FixtureRequest, prefix: str) -> Iterator[Store]:
 
 @pytest.fixture
 def own_store() -> Iterator[Store]:
-    """Yield a Valkey for this test alone, which may kill, pause or fill it. The data survives a
-    kill."""
+    """Yield a Valkey that only this test uses. The test may kill, pause or fill it. The data
+    survives a kill."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     with Store("valkey", aof=True) as store:

@@ -1,4 +1,5 @@
-"""The view `counts`: the number of tasks in each state of a queue, and its counters."""
+"""The view `counts` returns the number of tasks in each state of a queue, and the queue's
+counters."""
 
 from __future__ import annotations
 

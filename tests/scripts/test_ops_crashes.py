@@ -1,4 +1,5 @@
-"""Expired leases: which tasks return to pending, in which order, and which crashes are charged."""
+"""What happens when leases expire: which tasks become pending again, in which order, and which
+crashes are charged."""
 
 from __future__ import annotations
 

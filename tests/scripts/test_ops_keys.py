@@ -1,5 +1,5 @@
-"""Every operation uses only its declared keys, which a user with restricted rights and a cluster
-enforce."""
+"""Every operation uses only its declared keys. A user with restricted rights proves this, and so
+does a cluster."""
 
 from __future__ import annotations
 

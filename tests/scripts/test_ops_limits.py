@@ -1,4 +1,4 @@
-"""Limits in the scripts: cases that the model check rarely reaches."""
+"""How the scripts apply limits, in cases that the model check rarely reaches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paused types in the scripts: cases that the model check rarely reaches."""
+"""How the scripts treat paused types, in cases that the model check rarely reaches."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Batch handlers: how tasks are collected for a call, and the separate outcome of each task in
-it."""
+"""Batch handlers: how tasks are collected for a call, and how each task of a call gets its own
+outcome."""
 
 from __future__ import annotations
 

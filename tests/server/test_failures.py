@@ -1,4 +1,4 @@
-"""Failed attempts in the log and in `on_error`: their details and whether they are final."""
+"""What the log and `on_error` say about a failed attempt: its details, and whether it is final."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ async def test_memory_that_ended_tasks_free_is_used_for_results(
 
 @contextlib.contextmanager
 def results_refused(store: Store, b: Bench) -> Iterator[None]:
-    """Let the store refuse the settlement of every task with a retention during the block."""
+    """During the block, let the store refuse to settle any task with a retention."""
     with store.client() as client:
         client.set(b.keys().key("results"), "not a hash")
         try:

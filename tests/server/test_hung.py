@@ -1,4 +1,4 @@
-"""Handlers that ignore a request to stop: their tasks end and their slots become free."""
+"""If a handler ignores a request to stop, its task still ends and its slot becomes free."""
 
 from __future__ import annotations
 

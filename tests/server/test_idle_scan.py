@@ -1,4 +1,5 @@
-"""Servers with many queues: idle queues cost almost nothing, and waiting tasks are found."""
+"""If a server has many queues, idle queues cost almost nothing, and the server still finds all
+waiting tasks."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The isolation of suspects on real stores: what it costs other tasks, and how it protects other
-tasks."""
+"""How servers isolate suspects, which are tasks that may have killed their process: what this costs
+other tasks, and how it protects them."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ async def test_suspects_of_one_crash_run_one_at_a_time(valkey: Store, prefix: st
             await b.client.enqueue(Task("quick"))
             await until(lambda: recorder.count() == 2, timeout=crash_isolation.ALONE_S * 8 + 3)
             assert recorder.begun[1][1] - recorder.begun[0][1] >= crash_isolation.ALONE_S * 8
-            assert len(recorder.running) == 1, "other suspects do not run beside the first"
+            assert len(recorder.running) == 1, "other suspects do not run alongside the first"
             recorder.gate.set()
             for id in ids:
                 await b.gone(id)

@@ -1,4 +1,4 @@
-"""Periodic tasks on a real store: each tick is enqueued once, despite all faults."""
+"""On a real store, each tick of a periodic task is enqueued once, despite all faults."""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ def book(store: Store, prefix: str) -> Book:
 
 @pytest.mark.faults(94)
 def test_old_and_new_servers_keep_their_tick_times_during_a_deploy(book: Book) -> None:
-    """Servers of the old and the new version publish in turn, and no tick of either version is
-    lost."""
+    """Servers of the old and the new version take turns to publish, and no tick of either version
+    is lost."""
     assert book.ask(("a", Every(60))) == [START]
     for _ in range(10):
         book.pass_(60)

@@ -126,8 +126,8 @@ async def test_handler_body_that_did_not_run_is_not_a_success(store: Store, pref
 async def test_an_error_is_kept_with_its_causes_and_the_users_lines_alone(
     store: Store, prefix: str
 ) -> None:
-    """Only 4 KiB are stored, so the frames that call the handler, which are always the same, are
-    left out."""
+    """Only 4 KiB of an error are stored. The frames that call the handler are left out, because
+    they are always the same."""
 
     async def around(task: TaskInfo, call_next: CallNext) -> Any:
         return await call_next()

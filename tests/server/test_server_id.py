@@ -1,4 +1,4 @@
-"""Server ids that are reused by a restarted process, or by two servers at the same time."""
+"""A server id may be reused by a restarted process, or by two servers at the same time."""
 
 from __future__ import annotations
 

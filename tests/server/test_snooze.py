@@ -1,4 +1,4 @@
-"""Snooze: if a handler asks to run later, the attempt does not count, with any executor."""
+"""If a handler asks to run later with Snooze, the attempt does not count, whatever the executor."""
 
 from __future__ import annotations
 

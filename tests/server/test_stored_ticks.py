@@ -1,4 +1,4 @@
-"""Stored schedules on a real store: each tick enqueues one task, even with several servers."""
+"""On a real store, each tick of a stored schedule enqueues one task, even with several servers."""
 
 from __future__ import annotations
 

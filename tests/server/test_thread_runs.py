@@ -1,4 +1,4 @@
-"""Runs of `def` handlers in threads, which have no asyncio task of their own."""
+"""`def` handlers run in threads, and these runs have no asyncio tasks of their own."""
 
 from __future__ import annotations
 

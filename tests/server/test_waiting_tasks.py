@@ -59,7 +59,7 @@ async def take_over(b: Bench, server_id: str, count: int = COUNT) -> None:
     got: set[str] = set()
     numbers = itertools.count(1)
 
-    async def taken() -> bool:  # repeated, since a renewal in between may keep tasks
+    async def taken() -> bool:  # repeated, because a renewal may extend some leases
         await b.broker.run(ops.abandon(b.keys(), server_id))
         for _ in range(2):  # the first fetch finds the expired leases
             call = ops.fetch(

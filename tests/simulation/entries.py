@@ -14,7 +14,7 @@ US: Final = 1_000_000
 
 @dataclass(slots=True)
 class Delivery:
-    """A lease that the store has returned."""
+    """A lease that the store has granted."""
 
     token: str
     fetched_us: int
@@ -25,7 +25,8 @@ class Delivery:
     length_us: int
     marked: bool = False
     together: bool = False
-    """True if the run began beside other suspects, so that a crash is not charged to this task."""
+    """True if the run began while other suspects were running, so that a crash is not charged to
+    this task."""
     ended: str | None = None
     started: bool = False
     copied: bool = False

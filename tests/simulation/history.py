@@ -1,4 +1,4 @@
-"""One history: processes, clients and faults, followed by a quiet period and the final check."""
+"""Runs one history: processes, clients and faults, then a quiet period and the final check."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Ledger:
             if entry.created > (left.created if left else 0):
                 self.lost.add(key)
         for key, entry in self.entries.items():
-            # Starts count even if the store has lost the record of them.
+            # A start counts even if the store has lost its record.
             entry.starts = max(entry.starts, self._starts.get(key, 0))
             # Leases that an earlier loss voided may be back, since this copy may be newer than the
             # copy that was restored then.

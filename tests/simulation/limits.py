@@ -18,7 +18,7 @@ RULES: Final = {
     "slot": LimitRule(concurrency=2),
     "rate": LimitRule(rate=20, per_us=1_000_000, burst=2),
 }
-"""Rules set by the program, which servers publish."""
+"""Rules that the program sets and servers publish."""
 
 ROUNDED_US: Final = 1_000
 """Upper bound on the rounding errors in the times of a limit during a history, in microseconds."""

@@ -1,4 +1,4 @@
-"""A simulated process, which may freeze, stall or die, and whose clocks may be wrong."""
+"""Simulates a process that may freeze, stall or die, and whose clocks may be wrong."""
 
 from __future__ import annotations
 

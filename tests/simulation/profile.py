@@ -16,7 +16,7 @@ LOSSES: Final = ("roll_back", "flush", "store_jump")
 """Faults after which the verdict is more lenient. Each occurs in only a few histories."""
 
 OPERATORS: Final = ("pause_type",)
-"""Actions of operators other than pausing queues, which occur in only some histories."""
+"""Actions of operators, other than pausing queues, that occur in only some histories."""
 
 OUTAGES: Final = ("outage",)
 """Faults that make a history longer, so each occurs in only a few histories, and only once."""
@@ -47,8 +47,8 @@ class Profile:
         in_threads = rng.random() < 0.5
         self.types = ("work", "work-thread", "new") if in_threads else ("work", "work", "new")
         self.threads = rng.choice((None, None, 1, 2))
-        """Number of threads, which may be smaller than the number of tasks that run, so that some
-        tasks wait for a thread."""
+        """Number of threads. It may be smaller than the number of running tasks, so that some tasks
+        wait for a thread."""
         self.faults |= {kind: rng.choice((0.0,) * 4 + (1.0,)) * hard for kind in OUTAGES}
         self.stored = rng.random() < 0.5
         """True if a client stores schedules."""

@@ -1,6 +1,6 @@
-"""The store of a history: a real Valkey in virtual time, with its waiting callers. Each call runs
-at one instant of virtual time. The store may restart, lose its last writes or be flushed, and its
-clock may jump.
+"""The store of a history: a real Valkey in virtual time, and the callers that wait for its lists.
+Each call runs at one instant of virtual time. The store may restart, lose its last writes or be
+flushed, and its clock may jump.
 """
 
 from __future__ import annotations

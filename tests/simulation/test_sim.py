@@ -185,7 +185,8 @@ def test_expired_lease_needs_a_cause_unless_no_server_reads_of_it(
         assert len(history.ledger.wrong) == 2 * found, history.ledger.wrong
 
 
-# Each test allows one kind of fault, which is then more frequent than in a history with all kinds.
+# Each test allows only one kind of fault, so that this fault is more frequent than in a history
+# with all kinds.
 
 
 def only(history: History, *kinds: str, hard: bool = True) -> None:

@@ -26,7 +26,7 @@ class Turns:
     """The threads of one history."""
 
     on_loop = False
-    """True for a planted mistake: code that should run in a thread runs on the event loop."""
+    """True to plant a mistake: code that should run in a thread then runs on the event loop."""
 
     def __init__(self, loop: SimLoop) -> None:
         self.loop = loop

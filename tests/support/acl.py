@@ -1,7 +1,7 @@
 """Runs tests as a store user that has the rights of one role and no others.
 
-With QSYNC_TEST_ACL=1, the URL of the fixture `store` names such a user, whose role depends on the
-test file. The setup and the checks of a test run with all rights.
+With QSYNC_TEST_ACL=1, the URL of the fixture `store` names such a user. The test file decides the
+role of the user. The setup and the checks of a test run with all rights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Django project of the test process, which can have only one."""
+"""The Django project of the test process. A process can have only one."""
 
 from __future__ import annotations
 

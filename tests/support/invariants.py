@@ -152,7 +152,8 @@ def whole_entries(dump: Dump) -> list[bytes]:
     """Return all waiters as entries with an id. An item without an id stands for the only task with
     its tag.
 
-    Assert that the first waiters for a limit are in its state and the others in `waiters`.
+    Assert that the first waiters for a limit are in the state of the limit, and the others in the
+    key `waiters`.
     """
     by_tag: dict[float, list[bytes]] = {}
     for id, tag in dump.get("limited", {}).items():
@@ -182,7 +183,7 @@ def whole_entries(dump: Dump) -> list[bytes]:
 
 
 def tag_of(ordered: bytes) -> float:
-    """Return the order tag in the entry of a waiter, whose bytes sort like the number."""
+    """Return the order tag in the entry of a waiter. The bytes of a tag sort like its number."""
     bits = int.from_bytes(ordered)
     bits ^= 1 << 63 if bits >> 63 else (1 << 64) - 1
     [tag] = struct.unpack(">d", bits.to_bytes(8))

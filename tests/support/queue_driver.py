@@ -58,7 +58,7 @@ FAILURE: Final = codec.encode(Failure(attempts=1, error="boom", failed_at_us=STA
 
 @cache
 def shared_store(binary: Binary) -> Store:
-    """Return the store that all rigs of this server binary share, which also listens on a Unix
+    """Return the store that all rigs of this server binary share. The store also listens on a Unix
     socket."""
     store = Store(binary)
     store.config["unixsocket"] = str(store.folder / "socket")

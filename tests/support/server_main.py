@@ -145,7 +145,7 @@ async def holds_the_interpreter(task: TaskInfo) -> str:
     note("start", task)
     plan: Plan = task.value(Plan)
     if fifo := plan.hold_at.get(server_of(task)):
-        ctypes.PyDLL(None).open(fifo.encode(), os.O_RDONLY)  # C code that holds the interpreter
+        ctypes.PyDLL(None).open(fifo.encode(), os.O_RDONLY)  # stands for C code that holds the GIL
     return plan.end(task)
 
 

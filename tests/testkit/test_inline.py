@@ -1,4 +1,5 @@
-"""qsync.testing.inline: tasks run within the call, with every part of qsync except the store."""
+"""With qsync.testing.inline, tasks run within the call and use every part of qsync except the
+store."""
 
 from __future__ import annotations
 

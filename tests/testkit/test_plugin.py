@@ -1,5 +1,5 @@
-"""The plugin in separate pytest sessions: the programs of docs/testing.md, test runners, and
-mistakes of users."""
+"""The plugin in separate pytest sessions: with the programs of docs/testing.md, with other test
+runners, and with mistakes that users make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public types are part of the interface: mypy --strict checks two files that use them."""
+"""The public types are part of the interface, so mypy --strict checks two files that use them."""
 
 from __future__ import annotations
 

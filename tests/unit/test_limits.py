@@ -1,4 +1,4 @@
-"""Limits of tasks: their validation, and placeholders that arguments fill."""
+"""The limits of a task: how they are validated, and how arguments fill their placeholders."""
 
 from __future__ import annotations
 

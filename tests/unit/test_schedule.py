@@ -1,4 +1,5 @@
-"""Due times of periodic tasks: cron, intervals, clock changes, missed ticks, and ids of ticks."""
+"""When periodic tasks are due: cron expressions, intervals, clock changes, missed ticks, and the
+ids of ticks."""
 
 from __future__ import annotations
 

@@ -99,7 +99,8 @@ def test_only_the_exchanges_send_scripts(path: Path) -> None:
 @pytest.mark.faults(54)
 @pytest.mark.guarantee(8)
 def test_scripts_get_data_as_arguments_only() -> None:
-    """No script is built from data: its source, and thus its digest, is the same at each load."""
+    """No script is built from data. The source of a script, and therefore its digest, is always the
+    same."""
     for script in (SOURCE / "broker" / "lua").glob("*.lua"):
         assert load(script.stem).text == load.__wrapped__(script.stem).text
         assert "loadstring" not in script.read_text("utf-8")

@@ -1,5 +1,5 @@
-"""Priorities and options of unique locks: wrong values raise an error when the task is created, and
-the error names the field and its value."""
+"""Priorities and options of unique locks. A wrong value raises an error when the task is created,
+and the error names the field and its value."""
 
 from __future__ import annotations
 

@@ -591,7 +591,8 @@ class Tagged(pydantic.BaseModel):
     ],
 )
 def test_error_about_a_payload_does_not_show_its_values(annotation: Any, payload: Any) -> None:
-    """The causes of the error, which a traceback would show, do not quote the value either."""
+    """A traceback also shows the causes of an error, so the causes must not quote the value
+    either."""
     signature = function_of(annotation)
     info = dataclass_info(codec.encode({"it": payload}))
     calls: list[Callable[[], Any]] = [

@@ -130,7 +130,7 @@ def test_wrong_value_raises_an_error_that_names_the_option(name: str) -> None:
             try:
                 make({option: value})
             except QsyncError as error:
-                if option.removesuffix("s") not in str(error):  # an argument or a header
+                if option.removesuffix("s") not in str(error):  # e.g. "argument"
                     problems.append(f"{option}={shown(value)}: {error}")
             except Exception as error:
                 problems.append(f"{option}={shown(value)}: {type(error).__name__}: {error}")

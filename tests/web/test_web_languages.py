@@ -1,5 +1,5 @@
-"""The languages of the dashboard: the choice of a language for each request, and complete
-catalogues."""
+"""The dashboard chooses a language for each request, and the catalogue of each language is
+complete."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def check_placeholders(texts: Any, translations: Any, forms: int) -> None:
 
 
 def placeholders(text: str) -> list[str]:
-    """Return the placeholders in a string, which must not contain any other percent sign."""
+    """Return the placeholders in a string. The string must not contain any other percent sign."""
     assert "%" not in PLACEHOLDER.sub("", text), text
     return sorted(set(PLACEHOLDER.findall(text)) - {""})
 

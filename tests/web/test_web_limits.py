@@ -1,4 +1,4 @@
-"""The limits page: its content and its forms, without a browser and without its script."""
+"""The content and the forms of the limits page, as a browser without scripts would use them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of the dashboard: their content with any query and any mount path."""
+"""The content of the dashboard's pages, with any query and under any mount path."""
 
 from __future__ import annotations
 

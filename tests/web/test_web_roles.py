@@ -1,4 +1,4 @@
-"""Roles: the changes that users may make and the buttons that they see."""
+"""Roles decide which changes users may make and which buttons they see."""
 
 from __future__ import annotations
 

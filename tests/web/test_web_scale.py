@@ -1,4 +1,5 @@
-"""The dashboard with a million tasks: every page is fast and no script runs for long."""
+"""With a million tasks, every page of the dashboard is fast and no script in the store runs for
+long."""
 
 from __future__ import annotations
 

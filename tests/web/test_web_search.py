@@ -27,7 +27,7 @@ from tests.support.stores import Store
 async def searched(
     store: Store, prefix: str, **options: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Bed]]:
-    """Yield a dashboard with two queues, which have tasks in several states."""
+    """Yield a dashboard with two queues that have tasks in several states."""
     async with bed(store.url, prefix) as made:
         dead = [
             Task("mail.send", {"customer": "acme" if n % 2 else "zen", "n": n}, id=f"d{n}")

@@ -1,4 +1,5 @@
-"""The page of a task: its type, its attempts as bars, the link to its trace, and its copy."""
+"""What the page of a task shows: its type, its attempts as bars, the link to its trace, and a copy
+of its data."""
 
 from __future__ import annotations
 

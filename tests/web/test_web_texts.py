@@ -115,8 +115,8 @@ def test_templates_have_no_strings_outside_the_catalogue(name: str) -> None:
 UNSEEN_CALLS = {
     "debug", "info", "warning", "exception", "error", "ConfigError", "TypeError", "compile", "cast",
 }  # fmt: skip
-"""Functions whose strings users do not see: logs and errors for developers, which are in English,
-and patterns, which are code."""
+"""Functions whose strings users do not see. Logs and errors for developers are in English, and
+patterns are code."""
 
 HEADERS = {
     "Content-Security-Policy", "Referrer-Policy", "Cache-Control", "Content-Type", "Allow",

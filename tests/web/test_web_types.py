@@ -1,4 +1,5 @@
-"""The type pages, without a browser: the list, the charts of a type, and pausing a type."""
+"""The pages of types, without a browser: the list, the charts of a type, and the form that pauses a
+type."""
 
 from __future__ import annotations
 

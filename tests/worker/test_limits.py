@@ -1,4 +1,4 @@
-"""`qsync worker` with --max-tasks and --max-memory: processes that reach a limit are replaced."""
+"""`qsync worker` replaces processes that have reached --max-tasks or --max-memory."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Logs: each record about a task names the task, no record contains secrets, and errors in logging
-do not break a worker."""
+"""Each log record about a task names the task, no record contains secrets, and errors in logging do
+not break a worker."""
 
 from __future__ import annotations
 

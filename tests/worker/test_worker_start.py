@@ -1,4 +1,4 @@
-"""Failed starts of `qsync worker`: each logs one line, and the worker exits."""
+"""Each failed start of `qsync worker` logs one line, and the worker exits."""
 
 from __future__ import annotations
 

@@ -198,8 +198,8 @@ ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "damage": st.tuples(st.lists(damages, min_size=1, max_size=3), treatment),
 }
 
-# All actions share one strategy: hypothesis leaves out rules at random, and a run without enqueues
-# or fetches would test nothing.
+# All actions share one strategy, because hypothesis leaves out rules at random, and a run without
+# enqueues or fetches would test nothing.
 actions = st.sampled_from([name for name, times in WEIGHTS.items() for _ in range(times)]).flatmap(
     lambda name: st.tuples(st.just(name), ACTIONS[name])
 )

@@ -1,4 +1,5 @@
-"""Bounds in the model: whether new tasks fit, and which waiting tasks are dropped to make room."""
+"""Models the bounds of a queue: whether new tasks fit, and which waiting tasks are dropped for
+them."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ class Refusal(NamedTuple):
 
 @dataclass
 class QueueBounds:
-    """The bounds set by the program and by an operator, in their stored form."""
+    """The bounds set by the program and by an operator, as the store holds them."""
 
     program: str = ""
     operator: str = ""

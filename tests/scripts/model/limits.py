@@ -1,4 +1,4 @@
-"""Limits in the model: the use of each limit, its waiters, and when it opens."""
+"""Models limits: the use of each limit, the tasks that wait for it, and when it opens."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Limits:
     """State of the limits of a queue."""
 
     rules: dict[str, str] = field(default_factory=dict)
-    """Rules, in their stored form."""
+    """Rules, by limit or name, as the store holds them."""
     stored: dict[str, Use] = field(default_factory=dict)
     pauses: dict[str, str] = field(default_factory=dict)
     """Stored pauses of types, by the limit `@<type>`."""

@@ -448,8 +448,8 @@ class Scripts(RuleBasedStateMachine):
         return with_limits(made(id, options), *limits)
 
     def damage(self, damages: list[Damage], verbs: list[str]) -> None:
-        """Lose some data: no call fails, the audit repairs the damage, and all tasks end. Then
-        begin again with an empty store."""
+        """Lose some data; check that no call fails, that the audit repairs the damage, and that all
+        tasks end. Then begin again with an empty store."""
         self.make_room()
         for name in list(self.model.stored):  # the audit's own tests cover schedules
             self.delete_schedule(name, False)

@@ -91,7 +91,7 @@ def lock_outlives_death() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def due_tasks_moved_in_two_steps() -> Iterator[None]:
-    """A fetch removes due tasks from their set, and only the server's next fetch adds them to
+    """A fetch removes due tasks from their set, and only the server's next fetch makes them
     pending."""
     moved = """local stash = redis.call('HGET', KEYS.meta, 'stash:' .. server)
 if stash then
@@ -309,13 +309,13 @@ def paused_type_is_fetched() -> contextlib.AbstractContextManager[None]:
 
 
 def slot_freed_twice() -> contextlib.AbstractContextManager[None]:
-    """A task that leaves active gives back two slots."""
+    """A task gives back two slots when it stops being active."""
     right = "      state[field] = math.max(0, state[field] - 1)\n"
     return planted("include/limit_states.lua", right, right.replace("- 1", "- 2"))
 
 
 def slot_kept_by_an_expired_lease() -> contextlib.AbstractContextManager[None]:
-    """Recovery of tasks with expired leases gives back no slots."""
+    """When tasks with expired leases are recovered, they do not give back their slots."""
     right = "  release_leases(taken)\n"
     before, after = (
         in_flow("  local used = limits_used\n  limits_used = false\n"),

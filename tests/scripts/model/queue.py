@@ -1,4 +1,4 @@
-"""The queue of the model: tasks with one state each, locks, tags, and moves between states."""
+"""Models a queue: its tasks and their states, locks, order tags, and moves between states."""
 
 from __future__ import annotations
 
@@ -365,7 +365,7 @@ class Queue:
         return int(max(now, min(now + flow.debounce_us, latest)))
 
     def start_again(self, now: int, ids: Iterable[str], *, crashed: bool = False) -> list[str]:
-        """Restart the tasks that were replaced while they were active; return the others."""
+        """Restart the tasks that were replaced while they were active; return the other tasks."""
         rest = []
         for id in ids:
             task = self.tasks[id]

@@ -1,4 +1,4 @@
-"""The core of the suite: the scripts behave like the model for any sequence of calls.
+"""The core of the suite checks that the scripts behave like the model for any sequence of calls.
 
 QSYNC_MODEL_EXAMPLES sets the number of runs, each of STEPS calls. The runs then differ each time,
 unless `--hypothesis-seed N` fixes them. With `-s`, the progress is printed once a minute. A failure

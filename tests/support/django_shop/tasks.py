@@ -1,4 +1,4 @@
-"""The tasks of the app, which the project discovers."""
+"""The tasks of this Django app. The project discovers them."""
 
 from __future__ import annotations
 
