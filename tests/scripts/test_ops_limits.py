@@ -237,7 +237,7 @@ def test_first_waiters_are_stored_with_their_limit_and_others_need_no_id(rig: Ri
     assert with_id() == {"18", "20", "same", "again"}, "18 has left the state"
     assert rig.cancel("21") == ("cancelled", "")
     assert rig.delete("limited", "04", "20") == 2
-    for id, place in (("05", 1), ("22", 19)):  # 03, 05, earlier, 06 to 19, same, again
+    for id, place in (("05", 1), ("22", 19)):  # order: 03, 05, earlier, 06 to 19, same, again
         assert rig.run(limit_ops.get_limit(rig.keys, "c", id=id, now_us=rig.now)).place == place
     state = rig.run(limit_ops.get_limit(rig.keys, "c", now_us=rig.now)).state
     assert (state.in_use, state.ready, state.waiting) == (0, 2, 24)

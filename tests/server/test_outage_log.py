@@ -88,8 +88,8 @@ async def test_outage_logs_one_line_when_it_begins_and_one_when_it_ends(
 async def test_idle_servers_notice_the_end_of_an_outage_before_their_next_sweep(
     own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server is ready while it waits for tasks. When it cannot fetch, probes report the error
-    from the store."""
+    """A server is ready while it waits for tasks. While the server cannot fetch, probes report the
+    error from the store."""
     monkeypatch.setattr(health, "STORE_AWAY_S", 0.05)
     address = Qsync(own_store.url, prefix=prefix).client()._address
 

@@ -29,7 +29,8 @@ async def test_a_task_function_has_client_state_and_progress_in_its_process() ->
             pid, _, cancelled, handlers_pid, *_ = value
             assert pid == handlers_pid != os.getpid()
             assert cancelled is False
-        assert sorted(value[1] for value in values) == [1, 2]  # both runs share the state
+        # Both tasks ran in one process and share its state.
+        assert sorted(value[1] for value in values) == [1, 2]
         assert (await first.info()).progress == (5, 5)
         tasks = {one.id: one.arguments for one in kit.enqueued(process_app.child)}
         assert tasks == {}  # the drain has also run the child tasks

@@ -86,8 +86,8 @@ class Book:
         self.now_us = START
 
     def ask(self, *schedules: tuple[str, Schedule]) -> Sequence[int]:
-        """Start and publish schedules as a server does at startup; return when their next ticks are
-        due."""
+        """Begin and publish the ticks of schedules as a server does at startup; return the times
+        from which the ticks are due."""
         names, digests = [name for name, _ in schedules], [digest_of(one) for _, one in schedules]
         broker = Broker(redis_clients.parse(self._store.url))
         call = program_schedule_ops.begin_ticks(

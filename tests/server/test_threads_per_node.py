@@ -27,7 +27,7 @@ async def test_server_with_many_queues_has_one_heartbeat_per_node(
 
     @mux.handle("a")
     async def a(task: TaskInfo) -> None:
-        await asyncio.sleep(1.2)  # the handler runs longer than its lease, which must be renewed
+        await asyncio.sleep(1.2)  # the handler runs longer than a lease, so the lease is renewed
         ran[task.queue] += 1
 
     async with bench(cluster.url, prefix) as using:

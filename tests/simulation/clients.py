@@ -1,4 +1,4 @@
-"""The clients of a history. They make requests and check the replies."""
+"""The clients of a history. Each client makes requests and checks the replies."""
 
 from __future__ import annotations
 

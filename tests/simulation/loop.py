@@ -107,8 +107,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self._numbers = itertools.count()
         self._signals: dict[tuple[Process, int], tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self._graveyard: list[Handle] = []
-        """Callbacks of dead processes. They are kept so that their finalizers do not run during the
-        history."""
+        """Callbacks of dead processes. The loop keeps these callbacks so that their finalizers do
+        not run during the history."""
         self.executor: Callable[[Callable[[], Any]], asyncio.Future[Any]] | None = None
 
     def time(self) -> float:

@@ -150,7 +150,8 @@ class Population:
         return self.hosts[process]
 
     def check_left(self, process: Proc, holder: str) -> None:
-        """Check that a server that has stopped leaves no leases behind, unless it had a fault."""
+        """Check that a server that has stopped leaves no leases behind, unless the server had a
+        fault."""
         world = self.world
         if process.troubled((process.told_to_stop or 0.0) - SWEEP, world.loop.now):
             return

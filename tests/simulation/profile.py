@@ -47,8 +47,8 @@ class Profile:
         in_threads = rng.random() < 0.5
         self.types = ("work", "work-thread", "new") if in_threads else ("work", "work", "new")
         self.threads = rng.choice((None, None, 1, 2))
-        """Number of threads. It may be smaller than the number of running tasks, so that some tasks
-        wait for a thread."""
+        """Number of threads. The number may be smaller than the number of running tasks, so that
+        some tasks wait for a thread."""
         self.faults |= {kind: rng.choice((0.0,) * 4 + (1.0,)) * hard for kind in OUTAGES}
         self.stored = rng.random() < 0.5
         """True if a client stores schedules."""

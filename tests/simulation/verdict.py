@@ -195,8 +195,8 @@ class Verdict:
             if lock.startswith("@"):
                 self.find(f"{lock} in {queue} is a lock of a task that has ended")
             elif int(value.partition(b":")[0]) <= upkept_us - 3 * US * SWEEP:
-                # Fetches sweep ended windows once a second. Idle queues are fetched from only every
-                # few minutes, and enqueue does not treat an ended window as a lock.
+                # Fetches sweep ended windows once a second. Servers fetch from idle queues only
+                # every few minutes, and an enqueue ignores a lock whose window has ended.
                 self.find(f"{lock} in {queue} has no holder: {value!r}")
 
     def _check_counters(self, queue: str) -> None:
@@ -306,7 +306,7 @@ class Verdict:
             self.ledger.stored.check_complete()
         for (queue, name), ticks in self.ledger.ticks.times.items():
             if name == MOVED:
-                continue  # `see` has checked its ticks
+                continue  # `see` has already checked the ticks of this schedule
             seconds, missed = SCHEDULES[name]
             period = round(seconds * US)
             lost = {tick for *of, tick in self.ledger.ticks.lost if of == [queue, name]}

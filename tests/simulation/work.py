@@ -36,8 +36,8 @@ SPARED_MOST: Final = 3
 include/crash_counts.lua."""
 
 DEAF_S: Final = 5.0
-"""How long a handler that ignores its cancellation continues, in seconds. It is longer than a
-lease."""
+"""How long a handler that ignores its cancellation continues, in seconds. This time is longer than
+a lease."""
 
 KNOWN_S: Final = 5.0
 """Time within which servers notice a jump of the store's clock, in seconds."""

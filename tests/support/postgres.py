@@ -17,7 +17,7 @@ import pytest
 from tests.support.stores import wait_until
 
 ACCOUNT: Final = "postgres"
-"""System account of Debian's package. It runs the server if the tests run as root."""
+"""System account of Debian's package. If the tests run as root, this account runs the server."""
 
 
 def program(name: str) -> Path | None:

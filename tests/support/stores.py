@@ -427,7 +427,7 @@ class Sentinel:
         return cast("redis.Redis", finder(hosts).master_for(self.name, **options))
 
     def start(self) -> Self:
-        """Start all processes. Return when the replica follows the primary and every Sentinel knows
+        """Start all processes. Wait until the replica follows the primary and every Sentinel knows
         both of them and the other Sentinels."""
         try:
             primary, replica = (store.start() for store in self.stores)

@@ -70,8 +70,8 @@ def local(schedule: Cron, after: str, until: str) -> list[str]:
     return [f"{datetime.fromtimestamp(t // SECOND, zone):%d %H:%M%z}" for t in found]
 
 
-# An independent oracle that shares no code with the implementation. It steps through the local
-# time, and matches each reading of the clock against the expression.
+# An independent oracle that shares no code with the implementation. The oracle steps through the
+# local time, and matches each reading of the clock against the expression.
 
 
 class Wanted:

@@ -1,4 +1,4 @@
-"""When a task that has crashed twice may run, with injected times."""
+"""The rules for when a task that has crashed twice may run. The tests inject the times."""
 
 from __future__ import annotations
 

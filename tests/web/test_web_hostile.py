@@ -109,7 +109,7 @@ def test_hostile_texts_execute_nothing_and_break_no_policy(
         names = set(web.page.evaluate(handlers))
         assert not {name for name in names if name.startswith("on") or name == "style"}
         web.check()
-        # As a control, inject a script. It must be blocked and recorded.
+        # As a control, inject a script that must be blocked and recorded.
         web.page.evaluate(SCRIPT)
         web.page.wait_for_function("() => window.hits.length > 0")
         assert web.page.evaluate("window.hits")[0].startswith("CSP script-src")

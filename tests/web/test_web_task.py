@@ -1,5 +1,5 @@
-"""What the page of a task shows: its type, its attempts as bars, the link to its trace, and a copy
-of its data."""
+"""What the page of a task shows: its type, its attempts as bars, the link to its trace, and the
+operator who retried it."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def test_processes_at_their_task_limit_are_replaced_one_at_a_time_without_loss(
         (tmp_path / "go").touch()  # the waiting handler ends
         worker.wait_history("end")
         for wave in range(1, 4):
-            # A process that is being replaced runs tasks until its successor is ready. It may even
-            # run all tasks of a wave.
+            # A process that is being replaced runs tasks until its successor is ready, so it may
+            # even run all tasks of a wave.
             wait_until(lambda: all_replaced_have_ended(worker.out()), timeout=60)
             worker.enqueue(*["note"] * 100)
             worker.wait_history("ran", 100 + 100 * wave, timeout=60)

@@ -112,12 +112,13 @@ class Limits:
         return use
 
     def open_late(self, now: int, limit: str) -> None:
-        """Record how late a limit whose opening time has passed is opened."""
+        """Record how long ago the opening time of a limit passed."""
         self.touch(limit)
         self._late[limit] = min(now - self.openings[limit], self.rate(limit).lateness)
 
     def opens_at(self, now: int, limit: str) -> float:
-        """Return when a task may start if there is a slot and all ready tasks start first."""
+        """Return the time at which a task may start if there is a slot and all ready tasks start
+        first."""
         use, rate = self.capped(now, limit), self.rate(limit)
         if not rate.interval:
             return use.closed

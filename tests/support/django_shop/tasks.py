@@ -1,4 +1,4 @@
-"""The tasks of this Django app. The project discovers them."""
+"""The tasks of this Django app. Projects that install the app import this module automatically."""
 
 from __future__ import annotations
 
