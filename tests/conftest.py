@@ -81,8 +81,8 @@ def own_store() -> Iterator[Store]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Yield a cluster of three primaries for the whole session. Other tests also use it, so each
-    test must use its own prefix."""
+    """Yield a cluster of three primaries for the whole session. Other tests also use the cluster,
+    so each test must use its own prefix."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     with Cluster(replicas=0) as cluster:

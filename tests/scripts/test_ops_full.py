@@ -1,4 +1,4 @@
-"""A store that is out of memory refuses the whole of each call that contains new tasks or results.
+"""When the store is out of memory, each call with new tasks or results is refused as a whole.
 Everything else continues."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Every operation uses only its declared keys. A user with restricted rights proves this, and so
-does a cluster."""
+"""Every operation uses only its declared keys. The tests make each call as a user with restricted
+rights and on a cluster, because both refuse undeclared keys."""
 
 from __future__ import annotations
 

@@ -86,8 +86,8 @@ def changed(data: bytes, change: Callable[[list[Any]], None]) -> bytes:
 
 @pytest.mark.faults(57)
 async def test_messages_of_other_versions_are_handled(store: Store, prefix: str) -> None:
-    """Messages of later and earlier minor versions, with more or fewer elements, run. A message of
-    a later major version makes its task dead, and its bytes are kept."""
+    """Tasks run if their messages have a later or an earlier minor version, with more or fewer
+    elements. A message of a later major version makes its task dead, and its bytes are kept."""
 
     ran: list[str] = []
     async with bench(store.url, prefix) as b:

@@ -1,4 +1,4 @@
-"""Clients work in processes that fork, and when calls are cancelled."""
+"""Clients keep working when a process forks, and when calls are cancelled."""
 
 from __future__ import annotations
 

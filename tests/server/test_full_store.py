@@ -182,7 +182,7 @@ async def test_stop_while_the_store_refuses_settlements_charges_no_crash(
 async def test_stop_while_notes_of_ticks_are_sent_hands_back_refused_tasks(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even while a call that notes ticks hangs, the server hands back the tasks whose settlement
+    """Even while a call that records ticks hangs, the server hands back the tasks whose settlement
     the store has refused."""
     sending = asyncio.Event()
 

@@ -1,5 +1,5 @@
-"""How servers isolate suspects, which are tasks that may have killed their process: what this costs
-other tasks, and how it protects them."""
+"""Servers isolate suspects, which are tasks that may have killed their process. The tests check how
+this protects other tasks, and what it costs them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Middleware and `on_error` in the thread of a `def` handler, and servers without
-some handlers."""
+"""Middleware and `on_error` that run in the thread of a `def` handler, and servers that lack
+handlers for some types."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ async def ends_of(app: Qsync, store: Store, prefix: str, name: str) -> dict[str,
 def test_code_of_argument_and_result_classes_affects_only_its_run(
     valkey: Store, prefix: str, where: str
 ) -> None:
-    """Exceptions in such code fail the task, `current()` works there, and its context variables
-    stay in the run."""
+    """If a constructor raises, only its task fails. Constructors may call `current()`, and context
+    variables that they set stay in the run."""
     app = Qsync(valkey.url, prefix=prefix)
     SEEN.clear()
 

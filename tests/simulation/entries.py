@@ -59,7 +59,7 @@ class Entry:
     cancel_retention: Any = ""
     cancel_asked_us: int = 0
     unsure: bool = False
-    """True if the task may have been created again after its end was not observed."""
+    """True if the task may have been created again because its end was not observed."""
     ran_on_us: int = 0
     """How long the task ran on after its cancel request, if that was too long."""
     priority: int = NORMAL_PRIORITY

@@ -1,4 +1,4 @@
-"""The faults of the processes and the store in a history, one after another."""
+"""Causes the faults of the processes and the store in a history, one after another."""
 
 from __future__ import annotations
 

@@ -44,8 +44,7 @@ class Outcome:
     seconds: float
     """Duration of the history, in seconds of virtual time."""
     recovery_s: float
-    """Longest time for which a task waited after a dead server's lease on it had expired, in
-    seconds."""
+    """Longest wait of a task after a dead server's lease on the task had expired, in seconds."""
     resume_s: float
     """Longest time until a server fetched after the store had become available again, in
     seconds."""

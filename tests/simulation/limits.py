@@ -37,7 +37,7 @@ class LimitBook:
 
     find: Callable[[str], None]
     times: dict[tuple[str, str], float] = field(default_factory=dict)
-    """Latest possible time from which the next start is counted, by queue and limit."""
+    """Upper bound on the stored time of each rate, by queue and limit, in microseconds."""
     unknown: set[str] = field(default_factory=set)
     """Queues whose times must be read from the store, since it has lost data."""
     paused: set[tuple[str, str]] = field(default_factory=set)

@@ -99,8 +99,8 @@ class Verdict:
                     self.find(f"{id} is still leased to {server.name}, which died long ago")
 
     def _last_trouble(self) -> float:
-        """Return the time of the last fault, the last death or stop of a server, or the last late
-        or lost reply to a live server."""
+        """Return the time of the latest of these events: a fault, the death or stop of a server, or
+        a late or lost reply to a live server."""
         last: float = self.history.peace_at
         for server in self.history.population.servers:
             if server.died_at is not None:

@@ -51,7 +51,7 @@ LONGEST_WAIT_S: Final = DEFAULT_PATIENCE_S + LINE_S + 1.0
 callers that is moving, plus a margin."""
 
 CHILD: Final = 1_000_000
-"""Difference between the number of a child task and that of its parent."""
+"""Difference between the number of a child task and the number of its parent."""
 
 
 @dataclass(slots=True)

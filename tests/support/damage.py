@@ -139,8 +139,8 @@ class Patient:
     def heal(self) -> None:
         """Repair all damage except locks that another task has taken in the meantime."""
         auditor = Auditor(cast("AsyncBroker", _AtOnce(self.rig)), prefix=self.rig.keys.prefix)
-        # A repair can reveal more damage: after a lost message, a record of the next run; after
-        # that, missing limits.
+        # A repair can reveal more damage. After a lost message, the audit can find a record of the
+        # next run, and after that, missing limits.
         for _ in range(4):
             report: Report = _finished(auditor.audit(self.rig.keys.queue))
             left = [damage for damage in report.damages if damage.kind != "lock lost"]

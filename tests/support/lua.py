@@ -145,7 +145,7 @@ class Source:
 
 
 def arguments_at(tokens: list[str], opening: int) -> list[list[str]]:
-    """Return the tokens inside the bracket that opens at a position, split at its commas."""
+    """Return the tokens inside the bracket that opens at a position, split at the commas."""
     found: list[list[str]] = [[]]
     depth = 0
     for part in tokens[opening:]:

@@ -10,10 +10,11 @@ from qsync.broker import script
 
 @contextmanager
 def planted(path: str, right: str, wrong: str) -> Iterator[None]:
-    """Replace `right` with `wrong` in the file (`kill.lua`, `include/lock.lua`) inside the block.
+    """During the block, replace `right` with `wrong` in a script file such as `kill.lua` or
+    `include/lock.lua`.
 
-    `right` must occur once. The mistake affects only this process, and only calls that are created
-    inside the block. Blocks can be nested, even for the same file.
+    The text `right` must occur exactly once in the file. The mistake affects only this process, and
+    only calls that are created inside the block. Blocks can be nested, even for the same file.
     """
     read = script.read
     text = read(path)

@@ -143,7 +143,8 @@ class ServerProcess:
 
     def cpu_s(self) -> float:
         """Return the CPU time that the process has used, in seconds."""
-        # The name may contain spaces. After the name, utime and stime are fields 12 and 13.
+        # The name of a process may contain spaces. After the name, utime and stime are fields 12
+        # and 13.
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 

@@ -48,7 +48,8 @@ DAY: Final = 86_400 * S
 START: Final = 20_000 * DAY
 LEASE: Final = 30 * S
 LAPSE: Final = LEASE + 500
-"""Time after which every lease of a batch has expired; they expire one after another."""
+"""Time after which every lease of a batch has expired. The leases of a batch expire one after
+another."""
 
 STATES: Final = tuple(state.value for state in STORED)
 

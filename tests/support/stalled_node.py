@@ -28,8 +28,8 @@ SOON_S: Final = 3.0
 machine delays other calls by less."""
 
 FRESH: Final = 12
-"""Number of brokers that have no slot map yet. Each first asks a random node for the map, and one
-node in three is stopped."""
+"""Number of brokers that have no slot map yet. Each broker first asks a random node for the map,
+and one node in three is stopped."""
 
 
 def partial_cluster() -> Cluster:

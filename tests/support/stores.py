@@ -1,7 +1,7 @@
 """Runs real stores for the tests as child processes: one server, a cluster or a Sentinel group.
 
-Each store listens on 127.0.0.1 only and keeps its files in a temporary folder. The tests end it by
-its process id; if the test process dies first, a watchdog ends it.
+Each store listens on 127.0.0.1 only and keeps its files in a temporary folder. The tests end a
+store by its process id. If the test process dies first, a watchdog ends the store.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_default_windows_grow_from_seconds_to_an_hour() -> None:
 def test_retries_after_a_mass_failure_are_spread(seed: int) -> None:
     """The retries of 10,000 tasks that failed at the same time are spread evenly over each window,
     and the windows grow. The first window is under a second, so that a short failure costs little.
-    In the third, 2 % of the tasks are retried per second."""
+    In the third window, 2 % of the tasks are retried per second."""
     chance = random.Random(seed).random
     for attempt, (least, most) in enumerate(WINDOWS_S, 1):
         width = (most - least) / 50

@@ -87,7 +87,7 @@ def test_names_of_computed_attributes_have_a_type(path: Path) -> None:
 
 
 def test_only_the_exchanges_send_scripts(path: Path) -> None:
-    """Only these two files may send scripts, so no other file can build a script from data.
+    """Only `exchanges.py` may send scripts, so no other file can build a script from data.
 
     `protocol.py` looks for the name of the command, to cache the encoded head of a call.
     """

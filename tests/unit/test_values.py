@@ -214,8 +214,8 @@ def test_record_arrives_as_sent(amount: Decimal, at: datetime, extra: Any, ids: 
 
 
 def test_excluded_field_of_a_model_keeps_its_value() -> None:
-    """Unlike `difference`, this test reads the fields of the model itself, not through the code
-    under test."""
+    """Unlike `difference`, this test does not use the code under test to read the fields of the
+    model."""
     value = Secret(shown=1, hidden="kept", theName=5)
     for got in (
         through(value, Secret),

@@ -1,4 +1,4 @@
-"""Lists leave out queues that a later version of qsync has written, and show that they do so."""
+"""Lists leave out queues whose data a later version of qsync has written, and say so."""
 
 from __future__ import annotations
 

@@ -331,7 +331,8 @@ DIED = r"{queue}</a>: ([\d,]+) tasks? died\b.*? acknowledged\.(?: (\d+) (?:diffe
 
 
 def unequal_errors(truth: Truth, html: str) -> Iterator[str]:
-    """Yield an error for each sentence about dead tasks with a wrong number of tasks or errors."""
+    """Yield an error for each sentence about dead tasks that gives a wrong number of tasks or of
+    errors."""
     for queue in QUEUES:
         failed = truth.failed(queue)
         found = re.search(DIED.format(queue=queue), html)

@@ -364,7 +364,7 @@ class Scripts(RuleBasedStateMachine):
 
     def purge(self, state: str) -> None:
         if state == "pending" and self.model.those("limited"):
-            return  # may open a limit, so that the second call would delete more
+            return # or the first call could open a limit, and the second delete more
         self.do("purge", state or "active", count=500)  # enough for all tasks
 
     def abandon(self, server: str) -> None:

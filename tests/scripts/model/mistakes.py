@@ -22,7 +22,8 @@ Plant = Callable[[], contextlib.AbstractContextManager[None]]
 def exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Set an attribute of `owner` during the block.
 
-    Raises TypeError if a function is replaced by one that does not take its arguments.
+    Raises TypeError if the new value is a function that does not take the arguments of the old
+    function.
     """
     before = getattr(owner, name)
     if inspect.isfunction(before) and inspect.isfunction(value):
@@ -198,7 +199,7 @@ def finished_id_accepted_again() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def publish_aborts_half_way() -> Iterator[None]:
-    """If the user may not publish, the script fails after tasks have left active and before they
+    """If the user may not publish, the script fails after tasks have left `active` and before they
     enter another state."""
     publish = "for _, id in ipairs({}) do redis.call('SPUBLISH', {}, id) end\n"
     killed, completed = "  release_leases(dying)\n", "forget_tasks(now, gone, bare)\n"
@@ -520,4 +521,4 @@ IN_SCRIPTS: Final = named(
 """Mistakes that the model check must find."""
 
 IN_SCHEDULES: Final = named(tick_of_a_changed_schedule, pause_outlives_its_schedule)
-"""Mistakes in the scripts of schedules that the model check must find."""
+"""Mistakes that the model check must find in the scripts of schedules."""
