@@ -234,7 +234,7 @@ def test_first_waiters_are_stored_with_their_limit_and_others_need_no_id(rig: Ri
     share("again", 20)
     assert with_id() == {"20", "same", "again"}
     share("earlier", 5)
-    assert with_id() == {"18", "20", "same", "again"}, "18 has left the state"
+    assert with_id() == {"18", "20", "same", "again"}, "waiter 18 has left the limit's state"
     assert rig.cancel("21") == ("cancelled", "")
     assert rig.delete("limited", "04", "20") == 2
     for id, place in (("05", 1), ("22", 19)):  # order: 03, 05, earlier, 06 to 19, same, again

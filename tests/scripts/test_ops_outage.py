@@ -80,8 +80,8 @@ def test_leases_are_not_spared_while_servers_are_live(rig: Rig) -> None:
 
 
 def test_short_clock_gap_does_not_expire_leases(rig: Rig) -> None:
-    """Servers renew leases every third of a lease, so a gap of half a lease does not count as an
-    outage."""
+    """Servers renew a lease after each third of its time, so a gap of half that time does not count
+    as an outage."""
     leased(rig)
     rig.now += LEASE // 2
     assert fetch(rig, 1).ids == []

@@ -100,7 +100,7 @@ def test_dead_task_is_run_again_in_its_priority(rig: Rig) -> None:
     rig.enqueue("n")
     rig.enqueue("d", priority=9, fairness_key="k")
     rig.kill(*rig.lease(1))
-    assert "keys" not in rig.dump(), "a dead task keeps no priority"
+    assert "keys" not in rig.dump(), "the priority and key of a dead task are not stored"
     rig.run(operator_ops.run(rig.keys, "d", "dead", fairness_key="k", priority=9, now_us=rig.now))
     assert rig.ids("pending") == ["d", "n"]
     assert rig.dump()["keys"] == {b"d": b"\xff9k"}

@@ -38,7 +38,7 @@ class Bodies:
         self.mux.handle("other")(self.other)  # otherwise, only one task per thread is leased
 
     async def other(self, task: TaskInfo) -> None:
-        """Do nothing; no task calls it."""
+        """Do nothing, because no task calls this handler."""
 
     def stay(self, task: TaskInfo) -> None:
         self.begun.append(task.id)

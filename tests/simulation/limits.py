@@ -41,7 +41,7 @@ class LimitBook:
     unknown: set[str] = field(default_factory=set)
     """Queues whose times must be read from the store, since it has lost data."""
     paused: set[tuple[str, str]] = field(default_factory=set)
-    """Paused types of queues."""
+    """Queue and name of each paused type."""
     orderly: bool = True
     """True until a type is paused or data is lost. Until then, tasks of the same priority must be
     leased in order."""

@@ -35,8 +35,8 @@ class Link:
 
 
 class Proc:
-    """A simulated process. Its coroutines run in its context, so that the loop can tell to which
-    process they belong."""
+    """A simulated process. The coroutines of each process run in the context of that process, so
+    that the loop can tell to which process they belong."""
 
     def __init__(self, loop: SimLoop, name: str, rng: random.Random) -> None:
         self.loop = loop

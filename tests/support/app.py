@@ -20,7 +20,7 @@ class Sum(pydantic.BaseModel):
 
 @app.task(executor="process")
 def add(task: TaskInfo, a: int, *, b: int = 2) -> Sum:
-    """Return the sum and the id of the process that computed it."""
+    """Return the sum and the id of the process that computed the sum."""
     assert task.type == "tests.support.app.add"
     return Sum(total=a + b, pid=os.getpid())
 

@@ -49,9 +49,9 @@ async def _make_calls(url: str, chance: random.Random, prefix: str) -> str | Non
                 try:
                     answer = await asyncio.wait_for(task, 5)
                 except (QsyncError, TimeoutError, TypeError, ValueError) as error:
-                    return f"call {number} of {many} names got {type(error).__name__}: {error}"
+                    return f"call {number} of {many} names raised {type(error).__name__}: {error}"
                 if answer != many:
-                    return f"call {number} of {many} names got {answer}"
+                    return f"call {number} of {many} names returned {answer}"
     finally:
         await broker.aclose()
     return None

@@ -150,7 +150,7 @@ async def holds_the_interpreter(task: TaskInfo) -> str:
 
 
 def have_a_wrong_clock(ahead_s: float) -> None:
-    """Set all wall clocks `ahead_s` seconds ahead. On each SIGUSR1, they jump to the opposite
+    """Set all wall clocks `ahead_s` seconds ahead. On each SIGUSR1, the clocks jump to the opposite
     error."""
     offset_ns = int(ahead_s * 1e9)
 

@@ -56,7 +56,8 @@ def rate_of(text: str) -> Rate:
 
 
 def entry(limit: str, tag: float, id: str, limits: Sequence[str]) -> bytes:
-    """Return the entry of a waiter; entries sort by limit, tag, one or several limits, and id."""
+    """Return the entry of a waiter. Entries are sorted by limit, by tag, by whether the task has
+    several limits, and by id."""
     [bits] = struct.unpack(">Q", struct.pack(">d", tag))
     bits = bits ^ (1 << 63) if bits < 1 << 63 else bits ^ (1 << 64) - 1
     return (

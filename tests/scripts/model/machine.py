@@ -109,8 +109,8 @@ class Scripts(RuleBasedStateMachine):
         """Enqueue tasks of all kinds and lease some of them; if `crashed`, let their leases expire
         once.
 
-        `flow` selects the variants of the scripts, and whether tasks have limits and the queue has
-        bounds.
+        `flow` decides which variants of the scripts run, whether tasks have limits, and whether the
+        queue has bounds.
         """
         self.flow = flow
         self._restart()
@@ -470,7 +470,8 @@ class Scripts(RuleBasedStateMachine):
         return [LeaseRef(id, task.token) for id, task in self.model.tasks.items() if task.token]
 
     def chosen(self, picks: Sequence[int]) -> list[LeaseRef]:
-        """Return leases. Most of them are valid; the others are picked from all leases so far."""
+        """Return leases. Most of the leases are valid; the others are picked from all leases so
+        far."""
         current, ever = self.current(), self.held or [LeaseRef("a", "s/0")]
         some = [current if pick < 9 and current else ever for pick in picks]
         return [of[pick % len(of)] for pick, of in zip(picks, some, strict=True)]
