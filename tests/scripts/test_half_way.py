@@ -263,10 +263,10 @@ def test_forbidden_command_leaves_no_partial_transition(rig: Rig, name: str) -> 
         found = rig.dump(lost=True)
         assert_whole(f"{name} without {command}", found)
         if failed and not name.startswith("fetch"):
-            assert core(found) == core(before), f"{name} without {command} wrote something"
+            assert core(found) == core(before), f"{name} wrote something although {command} was refused"
         rig.run(call)
         assert shape(rig.dump(lost=True)) == whole, (
-            f"{name} without {command}: the repeated call leaves other data in the store"
+            f"after {command} was refused, a repeated {name} leaves other data"
         )
 
 
@@ -302,7 +302,7 @@ def test_key_of_another_type_leaves_no_partial_transition(rig: Rig, name: str) -
             assert key != "events", f"{name} failed because of the action record"
             if not name.startswith("fetch"):
                 assert core(rig.dump(lost=True)) == core(before), (
-                    f"{name} with another {key} wrote something"
+                    f"{name} wrote something although {key} has the wrong type"
                 )
         found = rig.dump(lost=True)
         if key not in (

@@ -171,7 +171,7 @@ def test_repeated_call_replaces_once_and_never_with_an_older_payload(rig: Rig) -
     assert rig.run(first)[0].outcome == "replaced"
     assert rig.run(other)[0].outcome == "replaced"
     before = rig.dump()
-    assert rig.run(first)[0].outcome == "replaced", "the reply is the same"
+    assert rig.run(first)[0].outcome == "replaced", "the repeated call gets the same reply"
     assert rig.dump() == before, "and nothing changes"
     assert payload(rig, "a") == "other"
     rig.run(second)
@@ -226,7 +226,7 @@ def test_debounced_task_runs_after_the_last_call_with_its_payload(rig: Rig) -> N
         rig.now += step * S
         assert rig.fetch().ids == []
         assert debounce(rig, f"b{n}", str(n)) == ("replaced", "a")
-    assert rig.score("scheduled", "a") == START + 12 * S, "at most 12 s after the first call"
+    assert rig.score("scheduled", "a") == START + 12 * S, "the task runs at most 12 s after the first call"
     rig.now = START + 12 * S - 1
     assert rig.fetch().ids == []
     rig.now += 1

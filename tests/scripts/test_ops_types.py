@@ -47,7 +47,7 @@ def test_tasks_of_a_paused_type_are_set_aside_and_return_in_order(rig: Rig) -> N
     rig.now += S
     assert rig.retry(running) == ["ok"]
     rig.now += S
-    assert rig.fetch().ids == [], "retries are also set aside"
+    assert rig.fetch().ids == [], "tasks that wait for a retry are also set aside"
     assert rig.ids("limited") == ["a2", "a3", "a1"]
     assert resume(rig, "a") is True
     assert resume(rig, "a") is False

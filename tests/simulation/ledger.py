@@ -154,7 +154,7 @@ class Ledger:
         before, at_us, said = self._calls.get((queue, sender), (-1, now, []))
         if sender and now - at_us < CALL_KEPT_US and number <= before:
             if reply != (said if number == before else []):
-                self.find(f"enqueue {number} of {sender} was answered {reply}, earlier {said}")
+                self.find(f"enqueue {number} of {sender} was answered with {reply}, but earlier with {said}")
             return  # a repeated reply; the store changed nothing
         if sender and {b"created", b"replaced"} & {*reply[::2]}:
             self._calls[queue, sender] = (number, now, reply)
@@ -169,7 +169,7 @@ class Ledger:
             elif outcome == b"duplicate":
                 self._check_duplicate(queue, now, options, reply[2 * at + 1].decode())
             elif outcome == b"repeated" and now >= self.entry(queue, id).remembered_until_us:
-                self.find(f"{id} was reported as repeated, but was not enqueued lately")
+                self.find(f"{id} was reported as repeated, but was not enqueued recently")
 
     def _see_enqueue_one(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         self._see_enqueue(queue, now, [*args[:3], 2, *args[3:]], reply)

@@ -171,7 +171,7 @@ async def test_full_server_closes_oldest_idle_connection_then_one_with_a_late_bo
         await until(limits, busy=0, reading=1)
         new = await Peer.open(port, WAIT)
         assert await second.closed()
-        assert await first.ask() == OK, "the first was used more recently"
+        assert await first.ask() == OK, "the first connection was used more recently"
         await until(limits, busy=1, reading=1)
         newer = await Peer.open(port, WAIT)
         assert await first.closed()

@@ -369,7 +369,7 @@ async def look_further(http: Any, truth: Truth, wrong: list[str], queue: str) ->
     for name, number in truth.runs(queue).items():
         text = await says(f"/schedule/runs?name={name}&queue={queue}")
         if text.count('data-label="Outcome"') != number:
-            wrong.append(f"runs of {name} in {queue}: not {number}")
+            wrong.append(f"the number of runs of {name} in {queue} is not {number}")
     for id in truth.client.zrange(f"{truth.prefix}:servers", 0, -1):
         record = truth.client.hmget(
             f"{truth.prefix}:server:{id.decode()}", "running", "concurrency"

@@ -126,7 +126,7 @@ HEADERS = {
 CODE_LIKE = re.compile(r"charset=|filename=|src 'self'|^queue:")
 
 KNOWN = {"GET, HEAD, POST", "Accept-Language, Cookie", 'Bearer realm="qsync"', "English"}
-"""Values of headers, and the name of a language in that language."""
+"""Strings that are never translated: values of headers, and the name of English."""
 
 
 def texts_outside(tree: ast.AST) -> Iterator[tuple[int, str]]:

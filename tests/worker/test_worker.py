@@ -169,7 +169,7 @@ class Worker:
         try:
             return self.process.wait(timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"not ended after {timeout} s: {self.out()}") from None
+            raise AssertionError(f"the worker has not ended after {timeout} s: {self.out()}") from None
 
 
 @pytest.fixture(autouse=True)
@@ -540,7 +540,7 @@ MISTAKES = {
     "no module": (["nowhere:app"], "module 'nowhere' was not found"),
     "no package": (["nowhere.tasks:app"], "module 'nowhere' was not found"),
     "no module in a package": (["pack.nowhere:app"], "module 'pack.nowhere' was not found"),
-    "a module that imports another that is missing": (
+    "a module that imports a missing module": (
         ["needy:app"],
         "importing needy: ModuleNotFoundError: No module named 'numpyy' (at ",
     ),
@@ -556,7 +556,7 @@ MISTAKES = {
     "a factory with arguments": (["shop:make_with"], "needs arguments"),
     "a factory that raises": (["shop:broken"], "calling shop:broken: KeyError: 'nothing there'"),
     "an async factory": (["shop:make_async"], "is an async function"),
-    "a factory that returns another thing": (["shop:note.__call__.__hash__"], "returned an int"),
+    "a factory that does not return an app": (["shop:note.__call__.__hash__"], "returned an int"),
     "queues": (["shop:app", "--queues", "a=x"], "--queues: 'a=x' is not of the form"),
     "no queue": (["shop:app", "--queues", ""], "--queues: '' is not of the form"),
     "a queue twice": (["shop:app", "--queues", "a=1,a=2"], "--queues: 'a' is listed twice"),
@@ -575,7 +575,7 @@ MISTAKES = {
 
 @pytest.fixture
 def invoke(mistaken: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
-    """Yield a function that runs a command in this process, in the folder with the mistakes."""
+    """Yield a function that runs a command in this process, in the folder with the faulty apps."""
     monkeypatch.chdir(mistaken)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name in ("QSYNC_URL", "QSYNC_PREFIX"):

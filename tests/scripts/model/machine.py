@@ -387,7 +387,7 @@ class Scripts(RuleBasedStateMachine):
 
     def wake(self) -> None:
         popped = self.rig.client.lpop(self.rig.keys.key("wake"))
-        assert bool(popped) == self.model.awake, "a wake without a reason, or no wake despite one"
+        assert bool(popped) == self.model.awake, "a server must be woken if and only if there is a reason"
         self.model.awake = False
         self.dump = self.rig.dump()
 
@@ -496,7 +496,7 @@ class Scripts(RuleBasedStateMachine):
         except QueueFull as full:
             error = self.refused(call, QueueFull)
             expected = {**vars(full), "queue": "queue"}
-            assert vars(error) == expected, f"the error has {vars(error)}, not {expected}"
+            assert vars(error) == expected, f"the error reports {vars(error)}, not {expected}"
             self.calls.append((verb, args, options))
             return None
         reply = self.rig.run(call)
