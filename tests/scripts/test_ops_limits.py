@@ -163,7 +163,7 @@ def test_late_start_does_not_delay_the_next_starts(rig: Rig) -> None:
     assert rig.fetch().next_due_us == S - 20_000
     rig.now += S - 20_000
     assert rig.fetch().ids == ["c"]
-    rig.now += 5 * S  # a very late start brings the next one forward by at most 50 ms
+    rig.now += 5 * S  # a very late start brings the next start forward by at most 50 ms
     assert rig.fetch().ids == ["d"]
     assert rig.fetch().ids == []
     assert rig.field("limits", "r") == b"4 0 %d 0" % (rig.now + S - 50_000)

@@ -219,7 +219,7 @@ def test_closing_pool_refuses_calls_and_waits_a_bounded_time() -> None:
     threading.excepthook, before = raised.append, threading.excepthook
     try:
         asyncio.run(main())
-        gate.set()  # the loop is closed by now
+        gate.set()  # the loop has been closed
         wait_until(lambda: not own_threads())
     finally:
         threading.excepthook = before

@@ -56,7 +56,7 @@ def put(
     payload: object = None,
     **options: Any,
 ) -> schedule_ops.PutOutcome:
-    """Store a schedule at the time of the rig."""
+    """Store a schedule at the current time of the rig."""
     message = new_task(Task("t", payload, **options), new_nonce()).message
     record = encode_record(schedule, missed, message)
     next_us = schedule.next_after(rig.now) or NEVER_US

@@ -155,7 +155,7 @@ class Ledger:
         if sender and now - at_us < CALL_KEPT_US and number <= before:
             if reply != (said if number == before else []):
                 self.find(f"enqueue {number} of {sender} was answered with {reply}, but earlier with {said}")
-            return  # a repeated reply; the store changed nothing
+            return  # the store repeated the reply and changed nothing
         if sender and {b"created", b"replaced"} & {*reply[::2]}:
             self._calls[queue, sender] = (number, now, reply)
         for at, ((id, _, options), outcome) in enumerate(zip(tasks, reply[::2], strict=False)):

@@ -160,7 +160,7 @@ class Handlers:
         if (over := books.past_deadline(task, now)) > 0.02:
             find(f"{task.id} was started by {process.name} {over} s after its deadline")
         if task.attempt > max(task.retry, entry.returned_attempts) + 1:
-            find(f"{task.id} started attempt {task.attempt} although it has {task.retry} retries")
+            find(f"{task.id} started attempt {task.attempt} with only {task.retry} retries")
         if (task.queue, task.id, task.token) in books.ledger.void:
             return  # the store has lost the lease, but the server does not know
         entry.starts += 1

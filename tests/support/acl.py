@@ -80,7 +80,7 @@ def as_user(store: Store, module: str, prefix: str) -> Iterator[Any]:
     if store.running:
         refused = limited.refused()
         store.command("ACL", "DELUSER", limited.user)
-        assert refused <= OPTIONAL, f"a {role} was refused {refused - OPTIONAL}"
+        assert refused <= OPTIONAL, f"the role {role} was refused {refused - OPTIONAL}"
 
 
 def user_of_rigs(store: Store, prefix: str) -> str:

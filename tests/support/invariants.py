@@ -175,7 +175,7 @@ def whole_entries(dump: Dump) -> list[bytes]:
     for limit, items in listed.items():
         rest = others.get(limit, [])
         more = dump["limits"][limit].partition(b"\0")[0].endswith(b" +")
-        assert more or not rest, f"{limit!r}: {rest} in other entries"
+        assert more or not rest, f"{limit!r}: {rest} are in other entries"
         assert items == sorted(items) and len(items) <= 16, f"{limit!r}: {items}"
         assert not rest or (items and items[-1] < min(rest)), f"{limit!r}: {items} before {rest}"
     every = [*listed.items(), *others.items()]

@@ -523,8 +523,8 @@ def free_port() -> int:
 
 class Watchdog:
     """A process that outlives this process briefly and ends the servers that are left behind. The
-    watchdog notices the death of this process when a pipe closes. Linux's parent-death signal comes
-    too early, namely when the thread that started the server ends.
+    watchdog notices the death of this process when a pipe closes. Linux would send the parent-death
+    signal too early, when the thread that started the server ends.
     """
 
     _program = """

@@ -171,8 +171,8 @@ class Queue:
     def move(
         self, now: int, id: str, state: str | None, score: float = 0, *, keeps: bool = False
     ) -> None:
-        """Move a task into another state; None removes it from the queue. The end of a task frees
-        its lock.
+        """Move a task into another state; None removes it from the queue. When a task ends, its
+        lock is freed.
 
         With `keeps`, the task keeps its progress.
         """
