@@ -177,8 +177,8 @@ def test_new_schedule_has_no_missed_ticks(store: Store, prefix: str) -> None:
 
 @pytest.mark.faults(68)
 def test_missed_ticks_are_skipped_or_run_once_or_all(store: Store, prefix: str) -> None:
-    """Five ticks pass without a server, and then ten servers start together. They enqueue exactly
-    the missed ticks that each option asks for."""
+    """Five ticks pass without a server, and then ten servers start together. The servers enqueue
+    exactly the missed ticks that each option asks for."""
 
     async def work(place: Place) -> None:
         hourly = rare_hour(place.now_us())

@@ -13,7 +13,8 @@ FAULTS: Final = (
     "flush_scripts", "restart", "pause", "quiet",
 )  # fmt: skip
 LOSSES: Final = ("roll_back", "flush", "store_jump")
-"""Faults after which the verdict is more lenient. Each occurs in only a few histories."""
+"""Faults after which the verdict is more lenient. Each of these faults occurs in only a few
+histories."""
 
 OPERATORS: Final = ("pause_type",)
 """Actions of operators, other than pausing queues, that occur in only some histories."""

@@ -122,7 +122,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                start_new_session=True,  # Ctrl-C reaches only the tests, which end this process
+                start_new_session=True,  # Ctrl-C reaches only the tests, and they end this process
             )
         _watchdog().add(self.pid)
         return self

@@ -232,7 +232,7 @@ class Store:
                 stderr=log,
                 env=valkey_environment(),
                 cwd=self.folder,
-                start_new_session=True,  # Ctrl-C reaches only the tests, which end this process
+                start_new_session=True,  # Ctrl-C reaches only the tests, and they end this process
             )
         _watchdog().add(self.process.pid)
         # The log is read, because if the port is taken, another program would answer a PING.

@@ -450,12 +450,12 @@ def at(second: float, **values: Any) -> ScaleSample:
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(), 6, 60.0,
         ),
-        # The same load as above, with a target of 60 s.
+        # The load is as above, and the target is 60 s.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(target_s=60), 4, 60.0,
         ),
-        # The same load as above, with workers that are known to run 2 tasks per second.
+        # The load is as above, and each worker is known to run 2 tasks per second.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(per_worker=2), 15, 60.0,
