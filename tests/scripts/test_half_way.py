@@ -263,7 +263,9 @@ def test_forbidden_command_leaves_no_partial_transition(rig: Rig, name: str) -> 
         found = rig.dump(lost=True)
         assert_whole(f"{name} without {command}", found)
         if failed and not name.startswith("fetch"):
-            assert core(found) == core(before), f"{name} wrote something although {command} was refused"
+            assert core(found) == core(before), (
+                f"{name} wrote something although {command} was refused"
+            )
         rig.run(call)
         assert shape(rig.dump(lost=True)) == whole, (
             f"after {command} was refused, a repeated {name} leaves other data"

@@ -229,7 +229,9 @@ def test_first_waiters_are_stored_with_their_limit_and_others_need_no_id(rig: Ri
 
     ids = [f"{number:02}" for number in range(1, 27)]  # the tag of each task is its number
     send(rig, ("c",), *ids)
-    assert with_id() == set(), "01 and 02 are pending, 16 waiters are in the limit's state, and the others are stored without ids"
+    assert with_id() == set(), (
+        "01 and 02 are pending, 16 waiters are in the limit's state, and the others have no ids"
+    )
     share("same", 20)
     share("again", 20)
     assert with_id() == {"20", "same", "again"}
@@ -254,5 +256,7 @@ def test_waiter_that_could_stand_for_two_tasks_is_damage(rig: Rig) -> None:
     send(rig, ("c",), *(f"{number:02}" for number in range(1, 23)))
     rig.client.zadd(rig.keys.key("limited"), {"20": 21})
     damage = rig.run(limit_ops.audit_limits(rig.keys))
-    assert len(damage.strays) == 2, "the entry of 20 matches no task, and the entry of 21 matches two"
+    assert len(damage.strays) == 2, (
+        "the entry of 20 matches no task, and the entry of 21 matches two"
+    )
     assert damage.unlisted == ["20", "21"]

@@ -226,7 +226,9 @@ def test_debounced_task_runs_after_the_last_call_with_its_payload(rig: Rig) -> N
         rig.now += step * S
         assert rig.fetch().ids == []
         assert debounce(rig, f"b{n}", str(n)) == ("replaced", "a")
-    assert rig.score("scheduled", "a") == START + 12 * S, "the task runs at most 12 s after the first call"
+    assert rig.score("scheduled", "a") == START + 12 * S, (
+        "the task runs at most 12 s after the first call"
+    )
     rig.now = START + 12 * S - 1
     assert rig.fetch().ids == []
     rig.now += 1

@@ -276,7 +276,9 @@ def test_type_that_no_server_handles_is_on_the_overview_and_in_the_metrics(
                     async def known() -> bool:
                         return await inspector.unknown_types() == {}
 
-                    await wait_until_async(known, message="another server has a handler for the type")
+                    await wait_until_async(
+                        known, message="another server has a handler for the type"
+                    )
                 return metrics
 
     metrics = asyncio.run(main())

@@ -107,7 +107,9 @@ async def test_loop_hands_back_the_tasks_of_a_repetition_whose_reply_is_lost(
         queue.in_flight = None
         repeating = asyncio.ensure_future(leases.repeat(queue, fetch))
         await asyncio.sleep(0)
-        assert queue.in_flight is fetch, "the heartbeat thread renews the leases while the fetch is repeated"
+        assert queue.in_flight is fetch, (
+            "the heartbeat thread renews the leases while the fetch is repeated"
+        )
         again = await repeating
         assert again is not None
         assert (again.ids, queue.in_flight) == (["a"], None)

@@ -495,7 +495,9 @@ def test_due_schedules_are_all_read_behind_many_that_cannot_be_read(rig: Rig, ba
     assert unread == bad
     rig.now += MINUTE
     checks = check()
-    assert sum(len(ticked.tasks) for ticked in checks) == 130, "each check continues where the previous check stopped"
+    assert sum(len(ticked.tasks) for ticked in checks) == 130, (
+        "each check continues where the previous check stopped"
+    )
     assert sum(len(ticked.unread) for ticked in checks) <= 3 * MOST_UNREAD
     rig.client.zrem(nexts, *names[1:])
     rig.now += MINUTE

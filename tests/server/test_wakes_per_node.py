@@ -350,7 +350,9 @@ def test_idle_server_is_sent_a_message_once(store: Store, queue: Queue) -> None:
         assert pubsub.get_sharded_message(timeout=5)["data"] == b"1"
         assert elements(store, queue, "idle") == elements(store, queue, "wake") == []
         queue.enqueue(Task("a"))
-        assert elements(store, queue, "wake") == [b"1"], "the element is for the next server that blocks"
+        assert elements(store, queue, "wake") == [b"1"], (
+            "the element is for the next server that blocks"
+        )
         assert listen(queue)[1:] == (True, False, True, False)
         assert elements(store, queue, "idle") == elements(store, queue, "wake") == []
 

@@ -156,7 +156,9 @@ class Plague:
             spared &= not any(end >= killed_at for _, end in (*server.stalls, *server.freezes))
             spared &= server.started_at < killed_at - 1
             if server.alive and server.told_to_stop is None and spared:
-                world.ledger.find(f"{server.name} has not fetched within {RESUME_S} s after a restart")
+                world.ledger.find(
+                    f"{server.name} has not fetched within {RESUME_S} s after a restart"
+                )
                 return
 
     def _roll_back(self) -> None:

@@ -154,7 +154,9 @@ class Ledger:
         before, at_us, said = self._calls.get((queue, sender), (-1, now, []))
         if sender and now - at_us < CALL_KEPT_US and number <= before:
             if reply != (said if number == before else []):
-                self.find(f"enqueue {number} of {sender} was answered with {reply}, but earlier with {said}")
+                self.find(
+                    f"enqueue {number} of {sender} was answered with {reply}, earlier with {said}"
+                )
             return  # the store repeated the reply and changed nothing
         if sender and {b"created", b"replaced"} & {*reply[::2]}:
             self._calls[queue, sender] = (number, now, reply)

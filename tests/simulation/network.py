@@ -92,7 +92,7 @@ class NetworkCounts:
 
 
 class Network:
-    """All connections of a history, and the store at their end."""
+    """All connections of a history, and the store that they connect to."""
 
     def __init__(
         self, loop: SimLoop, store: redis.Redis, ledger: Ledger, seed: str, *, lease_s: float

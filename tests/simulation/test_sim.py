@@ -148,7 +148,11 @@ def test_history_reads_no_machine_clock() -> None:
         pytest.param([(1, False)], 0, id="a copy arrives after the next fetch"),
         pytest.param([(2, False)], 0, id="a copy of the last fetch arrives"),
         pytest.param([(2, True)], 1, id="the server repeats its last fetch"),
-        pytest.param([(2, False), (2, True)], 1, id="a copy of a fetch arrives, then the server repeats the fetch"),
+        pytest.param(
+            [(2, False), (2, True)],
+            1,
+            id="a copy of a fetch arrives, then the server repeats the fetch",
+        ),
     ],
 )
 def test_expired_lease_needs_a_cause_unless_no_server_reads_of_it(

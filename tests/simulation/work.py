@@ -137,7 +137,9 @@ class Handlers:
         """Check that a task loses an attempt only if its own handler failed."""
         if not isinstance(error, CHARGED):
             shown = f"{type(error).__name__}: {error}"
-            self._books.ledger.find(f"{task.id} lost an attempt to a failure that is not its own: {shown}")
+            self._books.ledger.find(
+                f"{task.id} lost an attempt to a failure that is not its own: {shown}"
+            )
 
     async def _handle(self, task: TaskInfo) -> Any:
         plan: dict[str, Any] = task.value(dict)

@@ -50,7 +50,9 @@ def wait_until(
     end = time.monotonic() + timeout
     while not (answer := predicate()):
         if time.monotonic() > end:
-            raise AssertionError(message or f"still false after {timeout} s: {_described(predicate)}")
+            raise AssertionError(
+                message or f"still false after {timeout} s: {_described(predicate)}"
+            )
         time.sleep(every)
     return answer
 
@@ -70,7 +72,9 @@ async def wait_until_async(
         if answer:
             return answer
         if time.monotonic() > end:
-            raise AssertionError(message or f"still false after {timeout} s: {_described(predicate)}")
+            raise AssertionError(
+                message or f"still false after {timeout} s: {_described(predicate)}"
+            )
         await asyncio.sleep(every)
 
 

@@ -25,7 +25,7 @@ def mypy(name: str) -> str:
 
 
 def test_correct_program_is_accepted_with_the_right_types() -> None:
-    """Arguments, results and in-place calls of tasks have the types of the function."""
+    """Arguments and results have the types of the function, and so does a direct call of a task."""
     assert mypy("accepted.py") == ""
 
 

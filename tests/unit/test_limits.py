@@ -243,7 +243,9 @@ def test_task_enqueued_to_another_queue_than_its_limit_counts_in_is_refused() ->
 
     both = "limit 'stripe': task 'pay' of queue 'default' and task 'x' of queue 'money'"
     row = make_row(Task("x", limits=["customer:7", "each"]), app._connections)
-    assert row.queue == "default", "a limit without a function belongs to the queue of its first task"
+    assert row.queue == "default", (
+        "a limit without a function belongs to the queue of its first task"
+    )
     with app.client() as client:
         for task, queue, message in [
             (Task("x", queue="money", limits=["stripe"]), None, both),

@@ -274,7 +274,9 @@ def test_signed_in_viewer_can_change_nothing(system: Live, visit: Callable[..., 
     web.page.get_by_label("Token").fill(TOKEN)
     web.click("Sign in")
     web.says("Dead tasks in")
-    assert web.page.url.endswith("/dead?queue=default"), "the user returns to the page that was requested first"
+    assert web.page.url.endswith("/dead?queue=default"), (
+        "the user returns to the page that was requested first"
+    )
     web.click("order d", "link")
     web.says("Dead since")
     buttons = web.page.get_by_role("button").all_inner_texts()

@@ -180,7 +180,9 @@ async def test_full_server_closes_oldest_idle_connection_then_one_with_a_late_bo
         assert await late.closed()
         await until(limits, busy=3)
         refused = await Peer.open(port)
-        assert await refused.ask() == b"HTTP/1.1 503", "no request is aborted to make room for another"
+        assert await refused.ask() == b"HTTP/1.1 503", (
+            "no request is aborted to make room for another"
+        )
         assert not any(one.reader.at_eof() for one in (new, newer, newest))
 
 

@@ -77,4 +77,6 @@ async def test_an_attempt_names_the_operator_who_retried_it(valkey: Store, prefi
             assert text.count("re-run by ann, waited") == 1
             assert text.index("re-run by ann") < text.index("ValueError: boom"), "the second one"
             shown = re.sub(r"<title>.*?</title>", "", text)
-            assert shown.count("ValueError: bang") == 2, "the error is in the sentence and in the traceback"
+            assert shown.count("ValueError: bang") == 2, (
+                "the error is in the sentence and in the traceback"
+            )

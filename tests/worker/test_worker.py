@@ -169,7 +169,9 @@ class Worker:
         try:
             return self.process.wait(timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"the worker has not ended after {timeout} s: {self.out()}") from None
+            raise AssertionError(
+                f"the worker has not ended after {timeout} s: {self.out()}"
+            ) from None
 
 
 @pytest.fixture(autouse=True)

@@ -364,7 +364,7 @@ class Scripts(RuleBasedStateMachine):
 
     def purge(self, state: str) -> None:
         if state == "pending" and self.model.those("limited"):
-            return # or the first call could open a limit, and the second delete more
+            return  # or the first call could open a limit, and the second delete more
         self.do("purge", state or "active", count=500)  # enough for all tasks
 
     def abandon(self, server: str) -> None:
@@ -387,7 +387,9 @@ class Scripts(RuleBasedStateMachine):
 
     def wake(self) -> None:
         popped = self.rig.client.lpop(self.rig.keys.key("wake"))
-        assert bool(popped) == self.model.awake, "a server must be woken if and only if there is a reason"
+        assert bool(popped) == self.model.awake, (
+            "a server must be woken if and only if there is a reason"
+        )
         self.model.awake = False
         self.dump = self.rig.dump()
 

@@ -62,7 +62,9 @@ def test_paused_type_does_not_change_its_limits(binary: Binary) -> None:
         machine.time(40 * S)
         machine.pause_type("type")
         machine.enqueue([("b", {"limits": ("r",)})])
-        assert list(machine.model.limits.stored) == ["r"], "the limit `r` is open again, but its record has not been deleted yet"
+        assert list(machine.model.limits.stored) == ["r"], (
+            "the limit `r` is open again, but its record has not been deleted yet"
+        )
         machine.resume_type("type")
         machine.pause_type("type")
         machine.wake()
