@@ -269,9 +269,8 @@ class Registry:
 
         A plain function becomes a task with this name; `executor`, `middleware` and the options
         work as in `task`. If the function is a task, the options override the task's. Raises
-        ConfigError if the name is taken, the schedule or an option is wrong, or a parameter has no
-        value. Also raises ConfigError for `id`, `deadline` and `process_at`, which would be the
-        same at each tick.
+        ConfigError if the name is taken, a value is invalid, or a parameter has no value, and for
+        `id`, `deadline` and `process_at`, which would be the same at each tick.
         """
         with at_definition():
             schedule = schedule_of(cron, every, tz)

@@ -374,7 +374,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:
-    """Wait for the event, at most `seconds`."""
+    """Wait for the event, but for at most `seconds`."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

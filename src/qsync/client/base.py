@@ -88,7 +88,7 @@ class ClientBase:
 
     def _allowance(self, wait: Wait | None) -> float:
         """Return the longest time, in seconds, that a caller waits for the previous call and its
-        own."""
+        own call."""
         patience = self._broker.patience or ONE_TRY_S
         return patience if wait is None else patience + 2 * self._confirm_timeout
 

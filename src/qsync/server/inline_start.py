@@ -106,8 +106,8 @@ class Turn:
 class InlineStarter:
     """Starts runs in the order of their arrival, each in a new copy of the server's context.
 
-    While the starter is `draining`, the slots of ended runs stay free; the end of its turn fills
-    them all together.
+    While the starter is `draining`, the slots of ended runs stay free; at the end of its turn, they
+    are all filled together.
     """
 
     def __init__(

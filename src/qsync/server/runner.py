@@ -84,8 +84,7 @@ class Runner:
         self._suspected = max(1, min(2, config.max_crashes - 1))
         """Number of crashes that make a task a suspect."""
         self._closing: list[LeasedTask] = []
-        """Tasks whose handler raised RateLimited; they keep their slots until the store has closed
-        the limit."""
+        """Tasks that raised RateLimited; they keep their slots until the limit is closed."""
         self._suspect_timer: asyncio.TimerHandle | None = None
         self._guard = fork_guard.ForkGuard(self._loop)
         self._failures = Failures(config, invoker, finder, hooks)

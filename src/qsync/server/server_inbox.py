@@ -186,8 +186,8 @@ class ServerInbox:
         """Hand back tasks that were leased ahead over STALE_S ago and have not started, including
         those that now wait for a thread.
 
-        Also publish the record early if it shows no running tasks although some are running, but
-        only once before the record is due.
+        If the record shows no running tasks although some are running, publish it early, but only
+        once before it is due.
         """
         while True:
             await asyncio.sleep(STALE_S / 4)

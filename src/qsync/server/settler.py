@@ -335,7 +335,7 @@ def _with_short_failures(part: SettlementBatch) -> SettlementBatch:
     """Return the batch with short failure records, for a store that is out of memory.
 
     A record counts the attempts, so it must be stored. A short record leaves out the history of
-    attempts and most of the error, which may have 4 KiB. Otherwise, many failing tasks would use
+    attempts and most of the error, which may be 4 KiB long. Otherwise, many failing tasks would use
     much more memory.
     """
 

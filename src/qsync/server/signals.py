@@ -59,8 +59,8 @@ class _Handler:
 
     @property
     def installed(self) -> bool:
-        """Return whether no later handler has replaced this one, and whether the signal reaches
-        this handler's loop."""
+        """Return whether this handler is installed: no later handler has replaced it, and the
+        signal reaches its loop."""
         current = signal.getsignal(self._number)
         return current is self._installed and (current is not self._before or _is_of_loop(current))
 
