@@ -72,7 +72,7 @@ def test_call_beyond_max_tasks_is_refused_as_a_whole(rig: Rig) -> None:
         rig.enqueue("c", "a", "d", "e")
     error = refused.value
     assert (error.queue, error.bound, error.limit, error.count) == ("queue", "max_tasks", 5, 3)
-    assert error.room == 3  # c, the existing a, and d
+    assert error.room == 3  # there is room for c, the existing a, and d
     assert "queue queue does not have enough space for this call: 3 tasks are waiting" in str(error)
     assert "enqueue fewer or smaller tasks per call" in str(error)
     assert rig.dump() == before
@@ -86,7 +86,7 @@ def test_room_ends_at_the_task_that_does_not_fit_even_if_another_has_its_id(rig:
     duplicate = rig.tasks("x", unique=True, unique_key="l")
     with pytest.raises(QueueFull) as refused:
         rig.send([*duplicate, *rig.tasks("a"), *rig.tasks("x")])
-    assert refused.value.room == 2  # for `a` and the duplicate, which needs no space
+    assert refused.value.room == 2  # for `a`, and for the duplicate, which needs no space
 
 
 def test_active_tasks_do_not_count_and_come_back_beyond_the_bound(rig: Rig) -> None:

@@ -196,7 +196,7 @@ async def test_restarted_store_soon_lists_its_servers(queue: Queue, prefix: str)
 
     async with (
         Qsync(queue.store.url, prefix=prefix) as app,
-        app.server(mux, lease=60, shutdown_timeout=0) as server,  # announced every 30 s
+        app.server(mux, lease=60, shutdown_timeout=0) as server,  # announces itself every 30 s
         contextlib.aclosing(app.inspector()) as inspector,
     ):
         await wait_until_async(inspector.servers)

@@ -402,7 +402,7 @@ def test_sweep_keeps_up_with_fetches(rig: Rig) -> None:
 
 @pytest.mark.faults(79)
 def test_last_fetches_of_servers_that_are_gone_are_dropped(rig: Rig) -> None:
-    rig.enqueue("a" * 100)  # too long for a compact hash, which is never scanned in parts
+    rig.enqueue("a" * 100)  # so long that the hash is not compact and HSCAN returns it in parts
     for n in range(200):
         rig.hand_back(*rig.lease(server=f"gone-{n:03}"))
     rig.now += 3600 * S

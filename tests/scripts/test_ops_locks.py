@@ -288,7 +288,7 @@ def test_a_dead_task_frees_nothing_when_it_is_trimmed(rig: Rig) -> None:
     rig.kill(*rig.lease())
     nonce = new_nonce()
     rig.send([new_task(Task("type", id="b", unique=True, unique_key="the key"), nonce)])
-    rig.now += 10**15  # more than ninety days
+    rig.now += 10**15  # over ninety days, after which dead tasks are trimmed
     rig.fetch(0)
     assert rig.state("a") is None
     assert rig.locks() == {f"={NAME}": "0:b", "@b": NAME}

@@ -134,7 +134,7 @@ def results_refused(store: Store, b: Bench) -> Iterator[None]:
 async def test_server_fetches_nothing_while_the_store_refuses_settlements(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "qsync.server")  # the level of repeated refusals
+    caplog.set_level(logging.DEBUG, "qsync.server")  # also shows repeated refusals
 
     work = Work()
     work.go_on.set()
@@ -143,7 +143,7 @@ async def test_server_fetches_nothing_while_the_store_refuses_settlements(
         async with b.server(work.mux, concurrency=10, prefetch=0):
             with results_refused(store, b):
                 await until(lambda: said(caplog) >= 3)
-                ran = len(work.ran)  # all fetched before the first refusal
+                ran = len(work.ran)  # the server fetched all of them before the first refusal
                 await until(lambda: said(caplog) >= 6)
                 assert len(work.ran) == ran < 200
             await completed(b, 1000)
@@ -161,7 +161,7 @@ async def test_stop_while_the_store_refuses_settlements_charges_no_crash(
 ) -> None:
     """The tasks are handed back without counting an attempt, and run again when the store accepts
     settlements."""
-    caplog.set_level(logging.DEBUG, "qsync.server")  # the level of repeated refusals
+    caplog.set_level(logging.DEBUG, "qsync.server")  # also shows repeated refusals
 
     work = Work()
     work.go_on.set()

@@ -111,7 +111,7 @@ def test_due_schedule_is_enqueued_once_and_waits_for_its_next_tick(rig: Rig) -> 
 def test_tick_of_server_that_died_before_its_call_is_enqueued_by_another(rig: Rig) -> None:
     put(rig, "a", Every(60))
     rig.now += 53 * S
-    due(rig)  # as a server that dies after this read
+    due(rig)  # a server reads the due ticks and then dies
     rig.now += 3 * S
     assert tick(rig) == ["ticked"]
     assert len(ids(rig)) == 1

@@ -145,7 +145,7 @@ class AsyncUser:
         by_id = {task.id: task for task in tasks if task.id is not None}
         if len(handles) == len(tasks):
             pairs = list(zip(handles, tasks, strict=True))
-        else:  # without ids, tasks cannot be matched
+        else:  # only tasks with ids can be matched with handles
             pairs = [(one, by_id[one.id]) for one in handles if one.id in by_id]
         assert len(plans) == len(tasks)
         for handle, task in pairs:

@@ -93,7 +93,7 @@ class Line:
         replies: Replies = []
         while len(replies) < len(commands):
             reply = reader.gets()
-            if reply is False:  # no script replies with false
+            if reply is False:  # the reply is incomplete, since no script replies with false
                 data = self._socket.recv(1 << 14)
                 assert data, "the real store is gone"
                 reader.feed(data)

@@ -83,7 +83,8 @@ def check_counts(dump: Dump, counts: Counts) -> None:
     """Assert that the counts match the contents and that the daily counters add up to the
     totals."""
     states = dict(counts.states)
-    states[TaskState.COMPLETED] += states.pop(TaskState.CANCELLED)  # both are in one set
+    # Completed and cancelled tasks are in one set.
+    states[TaskState.COMPLETED] += states.pop(TaskState.CANCELLED)
     for name, count in {**states, **counts.others}.items():
         assert count == len(dump.get(name, {})), f"{name}: {count} are counted"
     total = Counter[str]()

@@ -34,7 +34,7 @@ def test_unconfirmed_lease_is_as_old_as_its_first_fetch(
     async def main() -> None:
         config, broker = Config(lease=3), AsyncBroker(redis_clients.parse(own_store.url))
         queue = QueueState(QueueKeys(prefix, "default"))
-        nothing: Any = None  # the fetch returns no tasks to run
+        nothing: Any = None  # unused, because the fetch returns no tasks
         leases = LeaseKeeper(broker, "s", config.lease_s, nothing, nothing, Outage())
         capacity = Capacity(config, CrashIsolation(), Gathering(lambda: None))
         call = ops.fetch(queue.keys, server="s", number=1, wanted=10, policy=config.policy())

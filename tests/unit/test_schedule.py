@@ -205,7 +205,7 @@ def test_any_expression_is_due_when_the_oracle_is(expression: str, hours: int) -
     try:
         schedule = Cron(expression)
     except InvalidTask:
-        assert due == []  # such as 31 April
+        assert due == []  # the date does not exist, e.g. 31 April
         return
     after, until = us(moments[0].isoformat()) - 1, us(moments[-1].isoformat())
     if len(due) > 20:

@@ -180,7 +180,7 @@ def test_open_details_stay_open_and_a_hidden_page_sends_no_request(
     hidden = "Object.defineProperty(document, 'hidden', {configurable: true, get: () => %s})"
     web.page.evaluate(hidden % "true")
     web.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    web.page.wait_for_timeout(2500)  # longer than the interval between refreshes
+    web.page.wait_for_timeout(2500)  # a visible page would refresh in this time
     assert asked == []
     web.page.evaluate(hidden % "false")
     web.refresh()
@@ -314,7 +314,7 @@ def test_dashboard_works_without_scripts(system: Live, visit: Callable[..., Visi
     web.click("Очереди", "link")
     wait_until(lambda: web.page.title() == f"Очереди · {system.prefix}")
     web.click("English")
-    web.page.goto("about:blank")  # on the last page, no script runs that `check` could check
+    web.page.goto("about:blank")  # leave the page, because the fixture cannot check it
 
 
 def test_search_goes_on_by_itself_and_changes_all_that_match(

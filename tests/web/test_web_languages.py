@@ -283,7 +283,7 @@ def test_values_of_a_chart_are_written_in_the_language_of_the_page() -> None:
         return chart.steps
 
     try:
-        for _ in range(2):  # the second time, from the cache
+        for _ in range(2):  # the second chart uses cached texts
             use(ENGLISH)
             shown = steps()
             assert len(shown) == 60

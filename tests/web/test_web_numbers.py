@@ -225,7 +225,7 @@ def expected(truth: Truth, cell: Cell, queue: str, error: str) -> int | str | No
     label = cell.label.lower()
     counters = {title: counter for counter, title in COUNTERS.items()}
     today = f":{int(truth.client.time()[0]) // 86_400}"
-    if cell.label in ("tile", "bad"):  # latency, or the number of servers
+    if cell.label in ("tile", "bad"):  # the cell shows a latency or the number of servers
         servers = truth.client.zcard(f"{truth.prefix}:servers")
         return servers if WHOLE.fullmatch(cell.text) else None
     if kind == "tile":

@@ -581,7 +581,7 @@ def invoke(mistaken: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     monkeypatch.chdir(mistaken)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name in ("QSYNC_URL", "QSYNC_PREFIX"):
-        # Set it first, since monkeypatch restores only variables that existed.
+        # Set the variable first, since monkeypatch restores only variables that existed.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     before = set(sys.modules)

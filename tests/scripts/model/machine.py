@@ -116,7 +116,7 @@ class Scripts(RuleBasedStateMachine):
         self._restart()
         self.enqueue(list(zip(IDS, kinds, strict=True)))
         self.put_program_bounds(bounds)
-        if many:  # more tasks than one fetch promotes
+        if many:  # so many tasks that one fetch cannot promote all of them
             self.enqueue([(f"many-{n}", {"delay": 5}) for n in range(120)])
             self.await_due(0, 0, "t", 1)
         if crashed:
@@ -358,13 +358,14 @@ class Scripts(RuleBasedStateMachine):
         some = [self.known(pick, state) for pick in picks]
         task = some[0][1]
         seen = state or (task.state if task else "dead")
-        if seen == "pending":  # or the first call could open a limit, and the second delete more
+        if seen == "pending":
+            # The deletion could open a limit, so that the second call would delete more tasks.
             some = [(id, one) for id, one in some if not one or one.state != "limited"]
         self.do("delete", [id for id, _ in some], seen)
 
     def purge(self, state: str) -> None:
         if state == "pending" and self.model.those("limited"):
-            return  # or the first call could open a limit, and the second delete more
+            return  # the purge could open a limit, so that the second call would purge more
         self.do("purge", state or "active", count=500)  # enough for all tasks
 
     def abandon(self, server: str) -> None:
