@@ -184,7 +184,7 @@ BESIDE = {
     "stats", "wake", "idle", "fairness", "progress", "keys", "meta", "fetches", "calls", "limits",
     "events",
 }  # fmt: skip
-"""Keys that do not decide the state or content of tasks. A failed script may leave them
+"""Keys that do not decide the state or content of tasks. A failed script may leave these keys
 unwritten."""
 
 

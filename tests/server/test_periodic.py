@@ -89,7 +89,7 @@ class Place:
         return None if found is None else int(found)
 
     def set_last(self, name: str, tick_us: int, queue: str = "default") -> None:
-        """Record this time as that of the last tick."""
+        """Record this time as the time of the last tick."""
         with self.store.client() as client:
             client.hset(self.keys(queue).key("ticks"), name, tick_us)
 

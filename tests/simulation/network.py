@@ -315,7 +315,7 @@ class Network:
                     self.store.leave(blocked)
 
     def break_connections(self) -> None:
-        """Break all connections; callers that wait on them notice."""
+        """Break all connections, so that callers that wait on them notice."""
         for blocked in self.store.waiting():
             self.store.leave(blocked)
             self._after(self._latency(), blocked.deliver, broken())

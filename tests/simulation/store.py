@@ -268,7 +268,7 @@ class SimStore:
                 waiting.remove(blocked)
 
     def waiting(self) -> list[Blocked]:
-        """Return the waiting callers, each of them once."""
+        """Return the waiting callers, each once."""
         return list(dict.fromkeys(one for waiting in self._blocked.values() for one in waiting))
 
     def _serve(self, key: str, element: bytes) -> None:

@@ -21,7 +21,7 @@ from tests.support.stores import wait_until
 T = TypeVar("T")
 
 KINDS: Final = ("valkey", "redis_store", "cluster")
-"""Names of the fixtures with whose stores the commands are tested."""
+"""Names of the fixtures that provide the stores for the commands."""
 
 
 class Ran:

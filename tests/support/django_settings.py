@@ -1,5 +1,5 @@
-"""Settings of a Django project whose programs the tests start. Environment variables name its
-stores."""
+"""Settings of a Django project whose programs the tests start. Environment variables name the
+stores of the project."""
 
 from __future__ import annotations
 

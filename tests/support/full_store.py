@@ -70,8 +70,8 @@ async def _when_full(store: Store, prefix: str) -> str | None:
 
 
 async def _when_refused(store: Store, prefix: str) -> str | None:
-    """Return the first problem on a store that refuses all settlements. No further tasks may
-    begin."""
+    """Return the first problem on a store that refuses all settlements. The server must not start
+    more tasks once the store has refused some."""
     prefix = f"{prefix}-refused"
     ran: list[str] = []
     async with bench(store.url, prefix) as b:

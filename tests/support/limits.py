@@ -17,8 +17,8 @@ _tail: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
 
 
 def with_limits(task: NewTask, *limits: str) -> NewTask:
-    """Return the task with these limits, in its message too. Without limits, return the task
-    unchanged."""
+    """Return the task with these limits, which its message also contains. Without limits, return
+    the task unchanged."""
     if not limits:
         return task
     *fields, options = _tail.decode(b"\x96" + task.message)

@@ -438,7 +438,7 @@ def test_a_bad_period_is_refused(seconds: float) -> None:
 @settings(deadline=None, max_examples=300)
 @given(st.text("0123456789*/,-#LW MONSUNjan@", max_size=30) | st.text(max_size=30))
 def test_random_text_is_accepted_or_refused_by_cron(text: str) -> None:
-    """Any string is either rejected or makes a schedule."""
+    """Any string is either rejected or parsed into a schedule."""
     for expression in (text, f"{text} * * * *", f"0 0 {text} * *", f"0 0 * * {text}"):
         try:
             schedule = Cron(expression)

@@ -84,7 +84,7 @@ def visiting(system: Live) -> Iterator[Visitor]:
 
 
 def raw(system: Live) -> Any:
-    """Yield a client of the store."""
+    """Return a client of the store."""
     kind = RedisCluster if "cluster" in system.url else Redis
     return kind.from_url(system.url.replace("redis+cluster", "redis").partition(",")[0])
 

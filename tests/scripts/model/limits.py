@@ -216,7 +216,7 @@ class Limits:
     def correct(self, now: int) -> bool:
         """Cap the times that are later than their rule allows, e.g. because the clock was set back.
 
-        Return whether there were any such times.
+        Return whether any time was capped.
         """
         ahead = [limit for limit, use in self.stored.items() if use.tat - now > WRONG_CLOCK_US]
         wrong = False
