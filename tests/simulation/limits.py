@@ -122,5 +122,5 @@ class LimitBook:
 
 def as_texts(pairs: Iterable[Any]) -> dict[str, str]:
     """Return the fields of a hash from the reply to HGETALL, as strings."""
-    flat = [each.decode(errors="replace") for each in pairs]  # waiters may be invalid UTF-8
+    flat = [each.decode(errors="replace") for each in pairs]  # entries may be invalid UTF-8
     return dict(zip(flat[::2], flat[1::2], strict=True))

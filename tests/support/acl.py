@@ -91,7 +91,7 @@ def user_of_rigs(store: Store, prefix: str) -> str:
 
 
 def unlimited(url: str) -> str:
-    """Return a URL of the same store that has all rights."""
+    """Return a URL of the same store for a user with all rights."""
     return _CREDENTIALS.sub("//", url) if "//as-" in url else url
 
 

@@ -68,7 +68,7 @@ def look(task: TaskInfo) -> dict[str, Any]:
 
 
 def linger(task: TaskInfo) -> None:
-    """Report progress until the file exists."""
+    """Report progress, then wait until the file that the payload names exists."""
     current().progress(2, 7)
     while not Path(task.payload.decode()).exists():
         time.sleep(0.01)

@@ -316,8 +316,8 @@ class Cluster:
         return "redis+cluster://" + ",".join(f"{HOST}:{node.port}" for node in self.nodes)
 
     def client(self, **options: Any) -> RedisCluster:
-        """Return a new client for all nodes that returns replies as bytes. The caller must close
-        the client."""
+        """Return a new client, connected to all nodes, that returns replies as bytes. The caller
+        must close the client."""
         hosts = [ClusterNode(HOST, node.port) for node in self.nodes]  # type: ignore[no-untyped-call]
         return RedisCluster(startup_nodes=hosts, **options)
 
@@ -424,8 +424,8 @@ class Sentinel:
         return next(store for store in self.stores if store is not primary)
 
     def client(self, **options: Any) -> redis.Redis:
-        """Return a new client for the primary that returns replies as bytes. The caller must close
-        the client."""
+        """Return a new client, connected to the primary, that returns replies as bytes. The caller
+        must close the client."""
         finder: Any = SentinelClient  # redis-py has no type annotations for this
         hosts = [(HOST, sentinel.port) for sentinel in self.sentinels]
         return cast("redis.Redis", finder(hosts).master_for(self.name, **options))
