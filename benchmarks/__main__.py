@@ -105,7 +105,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _prepare_output(options: argparse.Namespace) -> None:
-    """Fail at once, rather than after the measurements, if the files cannot be written."""
+    """If the files cannot be written, fail now rather than after the measurements."""
     if options.json not in (None, STDOUT):
         path = Path(options.json)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ first_starts_ns: Final[list[int]] = []
 """Start times of tasks of type FIRST, by the monotonic clock, which all processes share."""
 
 delays_ns: Final[list[int]] = []
-"""How long after the time in its payload each task started, in nanoseconds."""
+"""Delay of each task's start after the time in its payload, in nanoseconds."""
 
 
 starts_ns: Final[list[int]] = []

@@ -16,7 +16,7 @@ LEFT: Final = 66
 RIGHT: Final = 24
 RATES: Final = ("enqueue", "callers", "bulk", "drain", "executors", "waiting")
 LATENCIES: Final = ("latency", "lateness")
-"""Prefixes of the names of the curves in the latency chart."""
+"""Prefixes of the curve names that the latency chart shows."""
 BACKLOG: Final = ("throughput against backlog", "store time against backlog")
 
 
@@ -67,7 +67,7 @@ def _latency(report: Report) -> Svg | None:
     top, bottom = 48 + 20 * len(curves), 40
     height = top + 220 + bottom
     svg = Svg(WIDTH, height, "Latency from enqueue to start")
-    svg.text(0, 18, "From enqueue to the start of the handler, milliseconds", style="title")
+    svg.text(0, 18, "Time from enqueue to start of the handler, in milliseconds", style="title")
     ends = [x for curve in curves for x, _ in curve.points]
     across = _log_axis(min(ends) / 1.25, max(ends))
     highest = max(y for curve in curves for _, y in curve.points)
@@ -113,7 +113,7 @@ def _backlog(report: Report) -> Svg | None:
     svg = Svg(WIDTH, panel * len(curves), "Throughput and cost against backlog")
     titles = {
         BACKLOG[0]: "Tasks per second of one server, by number of pending tasks",
-        BACKLOG[1]: "Store time per task, us: enqueue, fetch and complete together",
+        BACKLOG[1]: "Store time per task for enqueue, fetch and completion, in microseconds",
     }
     for number, curve in enumerate(curves):
         colour = 2 if number == 0 else 1

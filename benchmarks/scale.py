@@ -1,4 +1,4 @@
-"""The amount of work of each measure."""
+"""Defines how much work each measure does."""
 
 from __future__ import annotations
 

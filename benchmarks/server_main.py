@@ -3,8 +3,8 @@
     python -m benchmarks.server_main
 
 The first line of its input is a JSON object that specifies the server (see `ServerProcess`). The
-process answers "ready". Each further line is a question, which it answers with one line of JSON.
-The process ends when its input ends, so that it never outlives its parent.
+process answers "ready". Each further line is a question, which the process answers with one line of
+JSON. The process ends when its input ends, so that it never outlives its parent.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ class BenchmarkError(Exception):
 class ServerProcess:
     """Runs `benchmarks.server_main` for the duration of an `async with` block.
 
-    `server` holds the options of a qsync server. With None, the process only answers questions.
+    `server` holds the options of a qsync server. If `server` is None, the process only answers
+    questions.
     """
 
     def __init__(
@@ -63,7 +64,8 @@ class ServerProcess:
         await self._end(timeout_s=ANSWER_TIMEOUT_S if kind is None else 1.0)
 
     async def ask(self, question: str) -> Any:
-        """Return the answer to a question; raise BenchmarkError if there is none."""
+        """Ask the server process a question and return its answer; raise BenchmarkError if it gives
+        none."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise BenchmarkError("the server process has not been started")

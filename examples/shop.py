@@ -16,7 +16,7 @@ class Invoice:
 
 @app.task(retry=5, retention=60)
 async def send(task: TaskInfo, invoice: Invoice, *, copy: bool = False) -> str:
-    return f"invoice {invoice.number} sent at attempt {task.attempt}"
+    return f"invoice {invoice.number} sent on attempt {task.attempt}"
 
 
 @app.task(executor="process", retention=60)  # runs in its own process, so it can use a whole core

@@ -108,7 +108,8 @@ def _value(parameter: Any) -> str:
 
 
 def _choices(parameter: Any) -> list[str]:
-    """Return the possible values of a Literal. Before typer 0.29, the type holds them."""
+    """Return the possible values of a Literal. Before typer 0.29, the parameter's type holds these
+    values."""
     described = getattr(parameter, "type_descriptor", None)
     if described is None:
         return [str(choice) for choice in getattr(parameter.type, "choices", ())]

@@ -31,7 +31,8 @@ def rows(paragraph: str) -> list[tuple[str, str]]:
     for line in lines:
         name, text = line[: columns[0]], line[columns[0] :].strip()
         if NAMES.fullmatch(line):
-            found.append((line, ""))  # too long for its column: the text is on the next line
+            # The name is too long for its column, so the text is on the next line.
+            found.append((line, ""))
         elif not name.strip() and found:
             found[-1] = (found[-1][0], f"{found[-1][1]} {text}".strip())
         elif name.endswith(" ") and NAMES.fullmatch(name.strip()):

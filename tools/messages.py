@@ -184,7 +184,7 @@ def main() -> int:
                 continue
             if options.check:
                 failed = True
-                sys.stdout.write(f"{file.relative_to(ROOT)} is out of date: make messages\n")
+                sys.stdout.write(f"{file.relative_to(ROOT)} is out of date; run make messages\n")
             else:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(data)

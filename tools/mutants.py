@@ -62,7 +62,7 @@ class Found:
 
 
 def by_model(plant: Plant, most: int) -> tuple[int, str] | None:
-    """Return the number of runs after which the model check finds the mistake, and the error."""
+    """Run the model check until it finds the mistake; return the number of runs and the error."""
     first: list[tuple[int, str]] = []
 
     class Counting(Scripts):
@@ -89,8 +89,7 @@ def by_model(plant: Plant, most: int) -> tuple[int, str] | None:
 
 
 def by_simulation(plant: Plant, most: int) -> tuple[int, str] | None:
-    """Return the number of histories after which the simulation finds the mistake, and the
-    problem."""
+    """Simulate histories until one shows the mistake; return their number and the problem."""
     socket = str(shared_store("valkey").config["unixsocket"])
     with redis.Redis(unix_socket_path=socket, protocol=2) as client:
         outcome = caught(plant, client, range(most))
@@ -98,7 +97,7 @@ def by_simulation(plant: Plant, most: int) -> tuple[int, str] | None:
 
 
 def by_cancelling(plant: Plant, most: int) -> tuple[int, str] | None:
-    """Return the number of rounds of cancelled calls after which the mistake is found, and the
+    """Cancel calls in rounds until one shows the mistake; return the number of rounds and the
     problem."""
     url = shared_store("valkey").url
     for seed in range(most):

@@ -43,7 +43,7 @@ NEEDED: Final = (
 
 
 OWN: Final = ("qsync/", "pytest_qsync/", "qsync_py-")
-"""Prefixes of the names of files in the wheel."""
+"""Prefixes that the names of files in the wheel may have."""
 
 CHECKERS: Final = ("pyright", "mypy", "django-stubs", "flask", "litestar", "httpx", "pytest")
 """Packages that the type check needs in addition to the extras."""
@@ -92,7 +92,8 @@ def check_wheel(wheel: Path) -> None:
 def check_licences(extras: Iterable[str] | None = None) -> list[str]:
     """Return the dependencies with their licences; raise Wrong if a licence is not allowed.
 
-    With None, include all extras. Dependencies are looked up as installed in this environment.
+    With None, include all extras. The function looks up the dependencies in this environment, where
+    they are installed.
     """
     if extras is None:
         extras = metadata.metadata(NAME).get_all("Provides-Extra") or ()
@@ -106,8 +107,8 @@ def check_licences(extras: Iterable[str] | None = None) -> list[str]:
 
 
 def dependencies(name: str, extras: Iterable[str] = ()) -> set[str]:
-    """Return the names of a distribution, with these extras, and of all its installed
-    requirements."""
+    """Return the names of a distribution and of all its installed requirements, including those of
+    the extras."""
     found: set[str] = set()
     pending = [(name, tuple(extras))]
     seen: set[tuple[str, tuple[str, ...]]] = set()

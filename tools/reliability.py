@@ -162,7 +162,7 @@ def main() -> int:
     if not options.check:
         PAGE.write_text(generated(page), "utf-8")
     elif generated(page) != page:
-        found.append(f"{PAGE.name} is not what the marks say: run python -m tools.reliability")
+        found.append(f"{PAGE.name} does not match the marks; run python -m tools.reliability")
     sys.stdout.write("".join(f"{line}\n" for line in found))
     return 1 if found else 0
 

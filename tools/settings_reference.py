@@ -70,7 +70,7 @@ def parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, str]]:
 
 
 def server_options() -> dict[str, tuple[Any, str]]:
-    """Return the default and the description of each option of a server."""
+    """Return the default and the description of each server option."""
     described = all_rows(inspect.getdoc(Config) or "")
     defaults = {
         one.name: one.default if one.default_factory is MISSING else one.default_factory()
@@ -104,7 +104,8 @@ def _section(title: str, function: Callable[..., Any], where: str) -> Iterator[s
 
 
 def _worker_names() -> dict[str, str]:
-    """Return the option of `qsync worker` for each option of a server that has one."""
+    """Return the server options that `qsync worker` also has, each with the name of the command's
+    option."""
     names = {"processes": "--task-processes"}
     taken = worker_options()
     options = {

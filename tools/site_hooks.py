@@ -42,7 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Change links to files outside docs/ into links to the repository; keep the text for
+    """Change links to files outside docs/ into links to the repository; save the page's text for
     on_post_build."""
     uri = page.file.src_uri
     source = FROM_ROOT.get(uri, f"docs/{uri}")
@@ -56,7 +56,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _target(link: str, source: str, uri: str, config: MkDocsConfig) -> str:
-    """Return the target of a link for the site, for a link in a file of the repository."""
+    """Convert the target of a link in a repository file to the corresponding target for the
+    site."""
     if "://" in link or link.startswith("mailto:"):
         return link
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))

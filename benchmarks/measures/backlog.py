@@ -30,7 +30,7 @@ class _Round:
 async def measure_backlog(harness: Harness) -> Results:
     """Measure the store's time per task and the drain rate at each backlog.
 
-    Each round goes through all backlogs, so that ratios compare values from the same round: the
+    Each round goes through all backlogs, so that ratios compare values from the same round. The
     speed of a machine may change from minute to minute.
     """
     scale = harness.scale
@@ -44,19 +44,19 @@ async def measure_backlog(harness: Harness) -> Results:
         us = known_median([value.us for value in values])
         rate = median([value.rate for value in values])
         rates.append((float(backlog), rate))
-        how = f"batches of {BATCH_SIZE}: enqueue, fetch and complete together"
+        how = f"total for enqueue, fetch and completion, in batches of {BATCH_SIZE}"
         results.append(Figure(f"store at {backlog:,} pending", "us/task", us, how))
         how = f"{scale.backlog_s:g} s of no-op coroutines; a client keeps {backlog:,} pending"
         results.append(Figure(f"drain at {backlog:,} pending", "tasks/s", rate, how))
         if us is not None:
             costs.append((float(backlog), us))
-    how = f"at {scale.backlogs[-1]:,} pending / at {scale.backlogs[0]:,} pending, in the same round"
+    how = f"at {scale.backlogs[-1]:,} pending divided by that at {scale.backlogs[0]:,}, per round"
     cost_ratio = known_median([_ratio(row[-1].us, row[0].us) for row in rounds])
     rate_ratio = median([row[-1].rate / row[0].rate for row in rounds])
     return [
         *results,
-        Figure("store, most to least pending", "x", cost_ratio, f"store time per task {how}"),
-        Figure("drain, most to least pending", "x", rate_ratio, f"tasks per second {how}"),
+        Figure("store, largest / smallest backlog", "x", cost_ratio, f"store time per task {how}"),
+        Figure("drain, largest / smallest backlog", "x", rate_ratio, f"tasks per second {how}"),
         Curve("throughput against backlog", "tasks/s", tuple(rates), "see the figures"),
         Curve("store time against backlog", "us/task", tuple(costs), "see the figures"),
     ]

@@ -48,7 +48,7 @@ async def measure_one_by_one(harness: Harness) -> Results:
             Figure(
                 f"enqueue / bare EVALSHA, {client}", "x",
                 median([own_s / bare_s for bare_s, own_s in rounds]),
-                "time of enqueue / time of the bare call, in the same round",
+                "ratio of the times of both calls in the same round",
             ),
         ]  # fmt: skip
     return results

@@ -66,7 +66,7 @@ async def _steady_load(harness: Harness, rate: int, *, uvloop: bool) -> Results:
     delays = delays[len(delays) // 5 :]  # skip the period in which the server adapts to the rate
     how = (
         f"{sent / took:,.0f} tasks/s for {took:.1f} s at random times (Poisson) from a separate "
-        "process; measured from the arrival; without the first fifth"
+        "process; time from the arrival to the start, without the first fifth of the tasks"
     )
     return [*percentiles(name, delays, how), Curve(name, "ms", histogram(delays), how)]
 

@@ -24,7 +24,7 @@ STARTS_A_SECOND: Final = 20
 PACED: Final = LimitRule(rate=STARTS_A_SECOND, per_us=1_000_000, burst=1)
 
 SELDOM: Final = LimitRule(rate=1, per_us=86_400_000_000, burst=1)
-"""Rule that starts one task and makes the others wait for a day."""
+"""Rule that starts one task and makes the other tasks wait for a day."""
 
 
 async def measure_limits(harness: Harness) -> Results:
@@ -60,12 +60,12 @@ async def _measure_keys(harness: Harness) -> Results:
         Figure(
             "drain, limits / no limits", "%",
             median([100 * limited.rate / plain.rate for plain, limited in pairs]),
-            "tasks per second, in the same round",
+            "ratio of the rates in the same round",
         ),
         Figure(
             "store per task, limits", "us",
             known_median([limited.store_us for _, limited in pairs]),
-            "fetch and completion; INFO commandstats",
+            "store's time for fetch and completion, from INFO commandstats",
         ),
     ]  # fmt: skip
 
@@ -97,7 +97,9 @@ async def _measure_slot(harness: Harness) -> Results:
         await harness.fill(SLOT, 1 + count, keys=1)
         await harness.until_completed(1 + count)
         delays = [delay / 1e9 for delay in await server.ask("delays")]
-    how = f"from a handler's end to the next start; {count:,} tasks of a key with concurrency 1"
+    how = (
+        f"time from a handler's end to the next start; {count:,} tasks of a key with concurrency 1"
+    )
     return [*percentiles("slot to next start", delays, how)]
 
 

@@ -28,7 +28,7 @@ from qsync.task import Task
 
 WARM_UP_TASKS: Final = 200
 """Number of tasks per server that run before a drain, to start the threads and processes. A single
-server cannot lease all of them at once, so every server runs some."""
+server cannot lease all these tasks together, so every server runs some of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,12 @@ async def measure_drain(harness: Harness) -> Results:
         ),
         Figure(
             "store per task", "us", known_median([run.store_us for run in runs]),
-            "fetch and completion, as this server batched them; INFO commandstats",
+            "store's time for fetch and completion in this drain, from INFO commandstats",
         ),
         Figure(
             "store calls per 1,000 tasks", "calls",
-            known_median([run.calls_per_1000 for run in runs]), "scripts run in this drain",
+            known_median([run.calls_per_1000 for run in runs]),
+            "number of scripts that the store ran in this drain",
         ),
     ]  # fmt: skip
     if importlib.util.find_spec("uvloop") is not None:
@@ -137,11 +138,12 @@ def _compare_with_floor(pairs: list[tuple[BaselineRun, DrainRun]]) -> Results:
     return [
         Figure(
             "asyncio floor", "tasks/s", median([floor.rate for floor, _ in pairs]),
-            "decodes the same messages and runs the same coroutine, 100 at a time; no queue",
+            "a bare event loop decodes the same messages and runs the same coroutine, 100 at a "
+            "time",
         ),
         Figure(
             "drain / floor", "%", median([100 * run.rate / floor.rate for floor, run in pairs]),
-            "tasks per second, in the same round",
+            "ratio of the rates in the same round",
         ),
         Figure(
             "drain / floor, processor time", "%",
@@ -178,11 +180,11 @@ async def _compare_batches(
         Figure(
             f"{kind}, batches / single calls", "%",
             median([100 * many.rate / one.rate for one, many in pairs]),
-            "tasks per second, in the same round",
+            "ratio of the rates in the same round",
         ),
         Figure(
             f"{kind}, batches / single calls, processor time", "%", ours,
-            "of the server process; the store's time per task is the same",
+            "CPU time of the server process per task; the store's time per task is the same",
         ),
     ]  # fmt: skip
 
@@ -192,8 +194,8 @@ async def measure_executors(harness: Harness) -> Results:
     results: Results = []
     scale, cores = harness.scale, os.cpu_count() or 1
     for executor, type, tasks, where in (
-        ("thread", THREAD, scale.drain_threads, "in up to 100 threads of each server"),
-        ("process", PROCESS, scale.drain_processes, f"in {cores} processes of each server"),
+        ("thread", THREAD, scale.drain_threads, "up to 100 threads per server"),
+        ("process", PROCESS, scale.drain_processes, f"{cores} handler processes per server"),
     ):
         how = f"{tasks:,} no-op functions, {where}, concurrency 100"
         results.append(await _rate(harness, f"drain, {executor}", type, tasks, how))

@@ -70,7 +70,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         "Each queue is installed into its own environment in .bench. A full run takes about ten "
         "minutes.",
     )
-    parser.add_argument("peers", nargs="*", help=f"any of {', '.join(BY_NAME)} (default: all)")
+    parser.add_argument(
+        "peers", nargs="*", help=f"peers to measure: any of {', '.join(BY_NAME)} (default: all)"
+    )
     parser.add_argument(
         "--rounds", type=int, default=3, help="rounds; each figure is their median (default: 3)"
     )
@@ -92,8 +94,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _should_write(options: argparse.Namespace) -> bool:
-    """Return whether to write the results. By default, results of only part of the work are not
-    written."""
+    """Return whether to write the results. By default, they are written only if all peers did all
+    the work."""
     if options.write is None:
         return not options.peers and options.scale == 1
     return bool(options.write)

@@ -14,7 +14,7 @@ _late_ns: list[int] = []
 
 def ran(payload: str | bytes) -> None:
     """Count a run of the handler; write the report after the last expected run."""
-    global _began  # a handler can keep this state nowhere else
+    global _began  # a handler has no other place for this state
     now = time.monotonic_ns()
     number = next(_runs)
     if number == 1:

@@ -34,7 +34,7 @@ def produce(peer: Peer, action: str, variables: Mapping[str, str], **sizes: int)
             timeout=PATIENCE, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise PeerFailed(f"{action}: not done within {PATIENCE:.0f} s") from None
+        raise PeerFailed(f"{action}: did not finish within {PATIENCE:.0f} s") from None
     if done.returncode:
         raise PeerFailed(f"{action}: {_last(done.stderr)}")
     return dict(json.loads(report.read_text()))
@@ -83,7 +83,7 @@ def report_of(
     expected = int(variables["BENCH_EXPECTED"])
     report["again"] = report["runs"] - expected
     if not 0 <= report["again"] <= expected * again:
-        raise PeerFailed(f"{report['runs']} runs of {expected} tasks")
+        raise PeerFailed(f"the handler ran {report['runs']} times for {expected} tasks")
     return report
 
 

@@ -104,8 +104,8 @@ async def fill(peer: Peer, count: int) -> dict[str, Any]:
 
 
 async def memory(peer: Peer, count: int) -> dict[str, Any]:
-    """Measure the bytes per task, as the mean while the number of tasks doubles, since the store's
-    tables grow in jumps."""
+    """Measure the mean bytes per task while the number of tasks doubles, because the store's tables
+    grow in jumps."""
     await peer.many(WARM_UP)
     await asyncio.sleep(SETTLED)
     before = used_memory(URL)

@@ -96,7 +96,7 @@ def _again(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return how many tasks of each peer ran more than once in drains; omit peers without any."""
     counts = {name: sum(one.get("again", 0) for one in rounds) for name, rounds in measured.items()}
     return ", ".join(
-        f"{count} of the tasks of {BY_NAME[name].title}" for name, count in counts.items() if count
+        f"{count} {BY_NAME[name].title} tasks" for name, count in counts.items() if count
     )
 
 

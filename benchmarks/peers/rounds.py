@@ -14,7 +14,7 @@ WAITING = 10_000
 """Number of waiting tasks for which memory is measured; the same for all peers."""
 PERCENTILES = (50, 95, 99)
 AGAIN = 0.01
-"""Maximum share of the tasks of a drain that may run more than once, as at-least-once delivery
+"""Maximum share of a drain's tasks that may run more than once, as at-least-once delivery
 allows."""
 
 
@@ -33,7 +33,8 @@ def run(peer: Peer, store: Store, *, first: bool, scale: float = 1.0) -> dict[st
         )  # fmt: skip
         if first:
             store.flush()
-            # `memory` enqueues a twentieth at a time, which a hundred callers must share evenly.
+            # `memory` enqueues a twentieth of the tasks at a time, which a hundred callers must
+            # share evenly.
             measured |= produce(peer, "memory", variables, count=20 * _scaled(WAITING // 20, scale))
         drains: dict[str, float] = {}
         again = 0

@@ -152,7 +152,7 @@ async def life(client_url: str, server_url: str) -> None:
             running = await client.enqueue(Task("long", retention=60))
             await active(running)
             assert await running.cancel()
-            # A wait for a task in another queue outlasts the calls for the first queue.
+            # This wait for a task in another queue lasts longer than the calls for the first queue.
             other = await client.enqueue(Task("echo", queue="other", delay=1000, retention=60))
             longer = asyncio.create_task(other.result(LINGER + 2))
             with pytest.raises(TaskCancelled):

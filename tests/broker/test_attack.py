@@ -86,7 +86,7 @@ def hostile(chance: random.Random, mark: Path) -> bytes:
 
 
 def attack(client: Any, keys: QueueKeys, chance: random.Random, mark: Path) -> None:
-    """Add hostile tasks to pending, some with records of failures and crashes."""
+    """Add hostile tasks to the pending tasks, some with records of failures and crashes."""
     for begin in range(0, RECORDS, 500):
         pipe = client.pipeline(transaction=True)
         for n in range(begin, begin + 500):

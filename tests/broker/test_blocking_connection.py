@@ -143,7 +143,7 @@ def test_each_exchange_has_its_own_timeout(monkeypatch: pytest.MonkeyPatch) -> N
         one._poll = lambda ms: waits.append(ms) or poll(ms)
         assert one.request([("ECHO", "a")], time.monotonic() + 0.5) == [b"a"]
         assert one.request([("ECHO", "a")], None) == [b"a"]
-        assert waits == []  # no poll, because the kernel waited
+        assert waits == []  # no call to `_poll`, because the kernel waited
         for until, limit_ms in ((time.monotonic() + 0.5, 500), (None, TIMEOUT_S * 1000)):
             sent = threading.Timer(0.1, lambda: one.raw._sock.sendall(ECHO_LATE))
             sent.start()

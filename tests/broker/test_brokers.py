@@ -64,7 +64,8 @@ async def test_cancellation_at_any_moment_is_raised_and_mixes_up_no_replies(
         assert done, "a cancelled call did not end"
         assert task.cancelled() is asked
         outcomes["cancelled" if asked else "answered"] += 1
-        if outcomes["answered"] < number // 8:  # a busy store replies after more turns
+        # A busy store replies after more turns of the event loop.
+        if outcomes["answered"] < number // 8:
             turns += turns // 4
         if not asked:
             # Earlier calls that were cancelled may or may not have been sent.
@@ -183,7 +184,8 @@ def test_missing_database_is_an_error_at_once(store: Store, prefix: str) -> None
 
 
 def test_cluster_node_is_distinguished_from_single_store(cluster: Cluster, prefix: str) -> None:
-    """On one node, a server would see only some of its queues. The error names the right scheme."""
+    """A server that connects to a single node of a cluster would see only some of its queues. The
+    error names the right scheme."""
     [url, *_] = (node.url for node in cluster.nodes)
     app = Qsync(url, prefix=prefix, patience=0)
     with pytest.raises(ConfigError, match=r"is a node of a cluster; use redis\+cluster://"):

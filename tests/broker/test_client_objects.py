@@ -33,7 +33,7 @@ def test_address_and_user_of_the_client_are_copied(make: Any) -> None:
     address = redis_clients.address_of(make(host="h", port=7, socket_connect_timeout=2, **given))
     assert str(address) == "redis://h:7/3"
     settings = {**address.settings}
-    settings.pop("socket_keepalive", None)  # only some releases have a default for it
+    settings.pop("socket_keepalive", None)  # only some releases set this by default
     assert settings == {**given, "socket_connect_timeout": 2.0}
 
 

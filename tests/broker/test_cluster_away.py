@@ -235,7 +235,7 @@ def test_inbox_is_read_after_its_slot_moved(partial: Cluster, prefix: str) -> No
 
     async def main() -> None:
         async with Qsync(partial.url, prefix=prefix) as app, app.async_client() as client:
-            server = app.server(mux, lease=60)  # a lost cancellation takes 20 s
+            server = app.server(mux, lease=60)  # without the message, the cancel takes 20 s
             async with server:
                 handle = await client.enqueue(Task("t"))
                 await begun.wait()
@@ -332,7 +332,7 @@ def test_invalid_or_empty_slot_map_is_rejected() -> None:
 
 @pytest.mark.faults(85)
 def test_idle_server_stops_without_waiting_for_a_frozen_node(partial: Cluster, prefix: str) -> None:
-    """The server hands back the tasks of its queue on another node at once."""
+    """The server immediately hands back the tasks of its queue on a live node."""
     names = [f"q{at}" for at in range(30)]
     by_node = {partial.holder(QueueKeys(prefix, name).base): name for name in names}
     away = partial.holder(QueueKeys(prefix, names[0]).base)
@@ -357,7 +357,7 @@ def test_idle_server_stops_without_waiting_for_a_frozen_node(partial: Cluster, p
             # Besides shutdown_timeout, allow about a second each to stop a handler, wake other
             # servers, renew leases, and delete the record.
             assert time.monotonic() - began < 0.5 + 5 * 1.0
-            # The node is asked directly: a cluster client might wait for the stopped node.
+            # Ask the node directly, because a cluster client might wait for the stopped node.
             assert holder.command("ZCARD", QueueKeys(prefix, there).key("pending")) == 3
 
     try:

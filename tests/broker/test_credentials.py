@@ -55,7 +55,7 @@ class AwaitedTokens(Tokens):
 
 @contextmanager
 def user(store: Store | Cluster, name: str) -> Iterator[str]:
-    """Create a user of the store, or of all nodes of a cluster, with two tokens as passwords."""
+    """Create a user on the store, or on all nodes of a cluster, with two tokens as passwords."""
     nodes = store.nodes if isinstance(store, Cluster) else [store]
     for node in nodes:
         node.command("ACL", "SETUSER", name, "on", ">token-1", ">token-2", "~*", "&*", "+@all")

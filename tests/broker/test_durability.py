@@ -116,7 +116,7 @@ def test_unconfirmed_enqueue_error_has_the_handle(pair: Pair, prefix: str, colou
     ]
     assert stored(pair.primary, prefix) == 2
     [again] = colour.do(client.enqueue_many([Task("t", id="a")]))
-    assert (again.created, again.confirmed) == (False, True), "the replica has the task by now"
+    assert (again.created, again.confirmed) == (False, True), "the replica now has the task"
     assert colour.do(handle.info()).id == "a"
 
 

@@ -18,8 +18,8 @@ NAME = "store.invalid"
 
 @pytest.fixture
 def moving(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[Store], Store]]:
-    """Yield a list that holds the store to which the name resolves, and another store. Tests may
-    replace the store in the list."""
+    """Yield a list with one store, and another store. NAME resolves to the store in the list, which
+    tests may replace."""
     real = socket.getaddrinfo
 
     def resolve(host: Any, port: Any, *args: Any, **options: Any) -> Any:

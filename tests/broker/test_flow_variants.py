@@ -1,4 +1,4 @@
-"""Calls on a queue with flow control, and only these, are sent in the flow variant."""
+"""Only calls on a queue with flow control use the flow variants of the scripts."""
 
 from __future__ import annotations
 

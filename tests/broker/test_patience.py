@@ -109,7 +109,7 @@ async def test_each_of_a_steady_stream_of_callers_ends_within_its_patience(
         callers = []
         loop = asyncio.get_running_loop()
         began = loop.time()
-        for at in range(80):  # for four times the patience of each caller
+        for at in range(80):  # new callers arrive for four times the patience of a caller
             callers.append(asyncio.ensure_future(awaited(client.enqueue(Task("t")))))
             due = asyncio.Event()
             loop.call_at(began + at * PATIENCE_S / 20, due.set)
@@ -194,8 +194,8 @@ async def test_callers_of_thousands_of_queues_continue_while_the_store_answers(
 
 
 def test_call_within_its_patience_continues_while_the_store_answers_others() -> None:
-    """In a queue of callers that is moving, the turn of the last caller comes long after its
-    patience would have ended."""
+    """While earlier callers get replies, a caller waits for its turn, even for longer than its
+    patience."""
     turns: list[float] = []
 
     async def slow(items: list[int], left: float) -> list[int]:
@@ -212,7 +212,7 @@ def test_call_within_its_patience_continues_while_the_store_answers_others() -> 
         return await asyncio.gather(*[batcher.submit(at) for at in range(200)])
 
     assert asyncio.run(main()) == list(range(200))
-    assert len(turns) > 10, "there was no waiting line"
+    assert len(turns) > 10, "all callers got their turn in a few batches, so none had to wait"
     assert min(turns) > 0
 
 

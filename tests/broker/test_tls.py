@@ -27,7 +27,7 @@ from tests.support.stores import HOST, Store, Value, available, free_port
 OPENSSL = shutil.which("openssl")
 
 pytestmark = [
-    pytest.mark.skipif(not available("redis"), reason="needs redis, which was built with TLS"),
+    pytest.mark.skipif(not available("redis"), reason="needs a Redis built with TLS"),
     pytest.mark.skipif(OPENSSL is None, reason="needs openssl"),
 ]
 
@@ -98,7 +98,8 @@ def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_untrusted_certificate_is_an_error_at_once(
     address: str, other_authority: Path, colour: Colour, prefix: str, query: str
 ) -> None:
-    """The error is raised at once, even if the caller has patience left, and says what to do."""
+    """The error is raised immediately, even if the caller has patience left, and says what to
+    do."""
     client = colour.client(address + query.format(other=other_authority), prefix, patience=60)
     with pytest.raises(ConfigError, match=r"(?i)certificate verify failed.*ssl_ca_certs="):
         colour.do(client.enqueue(Task("add", [1, 2])))

@@ -25,6 +25,6 @@ def durable() -> Iterator[Store]:
 
 @pytest.fixture
 def proxy(durable: Store) -> Iterator[Proxy]:
-    """Yield a proxy in front of that store; the proxy can cause faults."""
+    """Yield a proxy in front of the `durable` store; the proxy can cause faults."""
     with Proxy(durable.port) as proxy:
         yield proxy

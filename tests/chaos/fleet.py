@@ -62,7 +62,8 @@ class Worker:
         return [pid for pid in found if _lives(pid, self.process.pid)]
 
     def kill(self) -> list[int]:
-        """Kill all processes at once, as the loss of a machine does; return the killed children."""
+        """Kill all processes together, as the loss of a machine does; return the killed
+        children."""
         children = self.children()
         if self.running:
             self.process.kill()
@@ -90,7 +91,7 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 def _lives(pid: int, parent: int) -> bool:
-    """Return whether the process is alive and is a child of `parent`, or `parent` has died."""
+    """Return whether the process is alive and, unless `parent` has died, still its child."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -22,8 +22,8 @@ def plain(number: int) -> Task:
 
 
 class Flow:
-    """A client in a thread, each caller of which enqueues a task about every `every` seconds until
-    the block ends."""
+    """A client in a thread. Until the block ends, each of its callers enqueues a task about every
+    `every` seconds."""
 
     def __init__(
         self,
@@ -45,8 +45,7 @@ class Flow:
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         self._number = 0
         self.accepted: list[tuple[float, str]] = []
-        """For each call that returned: the time of its return, by the monotonic clock, and the task
-        id."""
+        """Time of return (by the monotonic clock) and task id of each call that returned."""
         self.confirmed: dict[str, bool | None] = {}
         self.asked: dict[str, float] = {}
         """Time at which each task was sent, by id."""

@@ -1,8 +1,8 @@
 """The server that `limit_rounds` kills, and the history that it writes.
 
 Each line is one write: `lease`, `start` or `end`, the Unix time in microseconds, the token of the
-lease, and the task. The time of a lease is the time, by the store's clock, at which it took its
-slots and was counted for its rate.
+lease, and the task. The time of a lease is the time, by the store's clock, at which the lease took
+its slots and counted towards its rate.
 """
 
 from __future__ import annotations

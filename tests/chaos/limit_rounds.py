@@ -4,10 +4,10 @@
     python -m tests.chaos.limit_rounds --minutes 60
 
 Each kill hits one to three servers or the store. The next kill follows as soon as some tasks have
-run; this gives about 20 kills of servers per minute. All kills use SIGKILL, at random moments, and
-a killed process is started again at once. Each of four customers has two slots for its tasks. Some
-tasks have a rate, either instead of slots or in addition to them. After each kill, the counts in
-the store are compared with the active tasks. At the end, all tasks have run, and the history of
+run, which gives about 20 server kills per minute. All kills use SIGKILL, at random moments, and a
+killed process is immediately started again. Each of four customers has two slots for its tasks.
+Some tasks have a rate, either instead of slots or in addition to them. After each kill, the counts
+in the store are compared with the active tasks. At the end, all tasks have run, and the history of
 leases shows whether a limit was ever exceeded and how much of the rate was used.
 
 The program prints its progress once a minute. Ctrl-C or SIGTERM ends the kills early and prints the
@@ -59,7 +59,7 @@ PROGRESS: Final = 2
 """Minimum number of tasks that end between two kills."""
 
 LONGEST_MOMENT_S: Final = 0.03
-"""Longest time from the end of those tasks to the kill, in seconds."""
+"""Longest time from the end of the last of these tasks to the kill, in seconds."""
 
 STORE_KILLS: Final = 0.05
 """Share of the rounds that kill the store."""
@@ -154,7 +154,7 @@ class Rounds:
         outcome = self._outcome
         return (
             f"{outcome.kills.total()} kills, {self._ended} of {len(self._limits)} tasks ended, "
-            f"{len(outcome.wrong)} wrong"
+            f"{len(outcome.wrong)} violations"
         )
 
     def _start(self) -> None:
@@ -202,7 +202,7 @@ class Rounds:
             self._fill()
             return self._ended >= wanted
 
-        wait_until(ended, timeout=PROGRESS_S, message="no task ends: are slots lost?")
+        wait_until(ended, timeout=PROGRESS_S, message="no task has ended; slots may be lost")
 
     def _look(self) -> None:
         """Compare the counts of limits with the active tasks, in one atomic read."""
@@ -235,7 +235,8 @@ class Rounds:
         with self._store.client() as client:
             kept = client.hgetall(self._keys.key("limits"))
         outcome.wrong += [
-            f"{limit.decode()}: {text.decode()} after the end of all tasks"
+            f"{limit.decode()}: the store still has the counts {text.decode()} after all tasks "
+            f"have ended"
             for limit, text in kept.items()
             if text.split()[:2] != [b"0", b"0"]
         ]
@@ -284,7 +285,7 @@ def main() -> int:
         f"seed {options.seed}: {time.monotonic() - began:.0f} s, killed: {kills}; "
         f"{outcome.tasks} tasks ran in {outcome.runs} starts, {outcome.looks} checks of the store; "
         f"at most {outcome.above_rate:.1f} more starts than a window allows (burst {BURST}), "
-        f"{outcome.used:.1%} of the rate used; {len(outcome.wrong)} wrong\n"
+        f"{outcome.used:.1%} of the rate used; {len(outcome.wrong)} violations\n"
     )
     sys.stdout.writelines(f"    {line}\n" for line in outcome.wrong[:20])
     return 1 if outcome.wrong else 0

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 LATENESS: Final = 0.5
-"""Number of starts by which a window may exceed its rate and burst: a task may start half an
-interval late without delaying the next one."""
+"""Number of starts by which a window may exceed its rate and burst. The tolerance is needed because
+a task may start half an interval late without delaying the next task."""
 
 
 @dataclass
@@ -20,11 +20,12 @@ class Run:
     id: str
     leased_us: int
     ended_us: int | None = None
-    """Time of the end; None if its server was killed or the task still runs."""
+    """Time at which the handler ended; None if the server was killed or the task is still
+    running."""
 
 
 def read_runs(path: Path) -> list[Run]:
-    """Return the leases in a history whose handler started, ordered by the time of the lease.
+    """Return the leases for which a handler started, ordered by the time of the lease.
 
     Leases from a repeated fetch are left out, because the time of the first fetch is unknown.
     """

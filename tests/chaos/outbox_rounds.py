@@ -48,7 +48,7 @@ TRANSACTIONS: Final = 5
 """Minimum number of orders committed between two kills."""
 
 LONGEST_MOMENT_S: Final = 0.05
-"""Longest time from the last of these commits to the next kill, in seconds."""
+"""Longest time from the last required commit to the next kill, in seconds."""
 
 TABLE: Final = "CREATE TABLE orders (n {}, id varchar(32) NOT NULL UNIQUE)"
 COUNTER: Final = {"postgresql": "bigserial PRIMARY KEY", "sqlite": "integer PRIMARY KEY"}
@@ -96,7 +96,8 @@ class Rounds:
         )
 
     def start(self, part: str) -> None:
-        """Start a part. An application or relay uses the next database library."""
+        """Start a part. If it is an application or a relay, it uses the next database library in
+        turn."""
         if part == "store":
             self._store.start()
         elif part == "database":

@@ -20,8 +20,8 @@ class Progress:
     """Prints one line per minute, and records the first signal that asks the run to stop.
 
     A run checks `stopped` between its steps and, once this is set, ends with the verdict so far. A
-    second signal ends the run without a verdict. A repetition within a second is ignored, because
-    `timeout` and a terminal send the signal twice.
+    second signal ends the run without a verdict. Further signals within a second are ignored,
+    because `timeout` and a terminal send each signal twice.
     """
 
     def __init__(self, every_s: float = EVERY_S) -> None:
@@ -65,5 +65,5 @@ class Progress:
             return
         self.stopped, self._stopped_at = True, now
         self.on_stop()
-        sys.stderr.write("stopping; once more ends without a verdict\n")
+        sys.stderr.write("stopping; a second signal ends the run without a verdict\n")
         sys.stderr.flush()

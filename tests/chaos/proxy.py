@@ -136,12 +136,13 @@ class Proxy:
             self._answers.remove(answer)
 
     def forbid(self, text: str, *names: str) -> None:
-        """Answer commands with these names with an error; `{}` in the text stands for the name."""
+        """Return an error for commands with these names; `{}` in the text stands for the name."""
         for name in names:
             self._forbidden[name.encode()] = b"-" + text.format(name).encode() + b"\r\n"
 
     def heal(self) -> None:
-        """Let everything pass again. Dead connections stay dead until their owner closes them."""
+        """Remove all faults, so that data passes again. Dead connections stay dead until their
+        owner closes them."""
         self._answers.clear()
         self._forbidden.clear()
         self.up, self.down = Direction(), Direction()
@@ -153,7 +154,7 @@ class Proxy:
         """Number of open connections."""
         return len(self._links)
 
-    # Running the proxy; called in its thread.
+    # These methods run the proxy, in its thread.
 
     def _do(self, function: Callable[..., Any], *args: Any) -> Any:
         async def call() -> Any:
@@ -171,12 +172,12 @@ class Proxy:
 
     async def _close(self) -> None:
         await self._listen(False)
-        await _turns(5)  # for connections that are being accepted
+        await _turns(5)  # wait until connections in the backlog are accepted
         self._reset()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await _turns(5)  # for connections that are being closed
+        await _turns(5)  # let the event loop close the connections
 
     def _reset(self) -> int:
         links = list(self._links)

@@ -135,7 +135,8 @@ class Chaos:
             for log in sorted(self.folder.glob("worker-*.log"))
             for line in log.read_text(errors="replace").splitlines()
             if " ERROR " in line
-            # Dead tasks are checked separately, including tasks that were rerun or deleted at once.
+            # Dead tasks are checked separately, including those that were rerun or deleted
+            # immediately.
             and not re.search(" is dead: | more tasks? crashed too often and became dead", line)
             and not killed_by_test(line, evidence)
         ]
@@ -176,22 +177,22 @@ def test_guarantees_hold_while_workers_store_and_network_fail(
     given: tuple[int, float],
 ) -> None:
     seed, seconds = given
-    measured("chaos, seed", seed)
+    measured("chaos: seed", seed)
     chaos = Chaos(durable_store, prefix, tmp_path, seed, seconds)
     evidence = chaos.run()
     assert set(evidence.left) <= set(QUEUE_KEYS)
-    measured("chaos, faults", dict(sorted(chaos.faults.done.items())))
-    measured("chaos, tasks accepted", len(evidence.accepted))
-    measured("chaos, calls that found no store", chaos.users.unavailable)
-    measured("chaos, refused as duplicates", len(evidence.refused))
-    measured("chaos, starts", sum(note.kind == "start" for note in evidence.notes))
-    measured("chaos, started again, by reason", reasons_of(evidence))
-    measured("chaos, dead", len(evidence.dead))
-    measured("chaos, seconds from the last fault until all tasks ended",
+    measured("chaos: faults", dict(sorted(chaos.faults.done.items())))
+    measured("chaos: tasks accepted", len(evidence.accepted))
+    measured("chaos: calls that failed because the store was down", chaos.users.unavailable)
+    measured("chaos: enqueues refused as duplicates", len(evidence.refused))
+    measured("chaos: starts", sum(note.kind == "start" for note in evidence.notes))
+    measured("chaos: reasons for which tasks started again", reasons_of(evidence))
+    measured("chaos: dead tasks", len(evidence.dead))
+    measured("chaos: seconds from the last fault until all tasks had ended",
              chaos.over_at - chaos.peace_at)  # fmt: skip
     recovered = recovery_times(evidence) or [0.0]
-    measured("chaos, tasks of killed servers that ran again", len(recovered))
-    measured("chaos, longest time until a killed task ran again, s", max(recovered))
+    measured("chaos: tasks of killed servers that ran again", len(recovered))
+    measured("chaos: longest time until a killed task ran again, in seconds", max(recovered))
     assert chaos.users.errors == []
     assert len(evidence.accepted) > 10 * seconds, "the users enqueued too few tasks"
     assert threading.active_count() < 50

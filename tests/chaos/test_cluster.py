@@ -108,11 +108,11 @@ def test_a_queue_moves_to_another_node_while_it_is_in_use(
     ids = flow.ids | blocking.ids
     wait_until(lambda: ids <= history.ids("end"), timeout=20)
     drained(replicated, prefix)
-    measured("slot moved, operations per second before", rate)
-    measured("slot moved, longest move in seconds", max(lasted))
-    measured("slot moved, longest pause afterwards in seconds", max(gaps))
-    measured("slot moved, tasks", len(ids))
-    measured("slot moved, calls refused during the move", tried_again(replicated) - before)
+    measured("slot moved: operations per second before the move", rate)
+    measured("slot moved: duration of the longest move, in seconds", max(lasted))
+    measured("slot moved: longest gap minus the duration of the move, in seconds", max(gaps))
+    measured("slot moved: tasks", len(ids))
+    measured("slot moved: calls refused during the moves", tried_again(replicated) - before)
     assert rate >= 500
     assert tried_again(replicated) > before, "no call found the keys on two nodes"
     assert flow.errors + blocking.errors == []
@@ -158,9 +158,11 @@ def test_replica_takes_over_while_its_primary_is_alive(
     lost = ids - history.ids("end")
     wait_until(replicated.settled, timeout=20)
     again = len(history.of("start")) - len(history.ids("start"))
-    measured(f"failover {how or 'in order'}, most seconds without an enqueue", max(gaps))
-    measured(f"failover {how or 'in order'}, tasks lost", len(lost))
-    measured(f"failover {how or 'in order'}, tasks that ran again", again)
+    measured(
+        f"failover {how or 'in order'}: longest time without an enqueue, in seconds", max(gaps)
+    )
+    measured(f"failover {how or 'in order'}: tasks lost", len(lost))
+    measured(f"failover {how or 'in order'}: tasks that ran again", again)
     assert flow.errors + blocking.errors == []
     assert max(gaps) <= (5 if how else 2)
     if not how:

@@ -46,7 +46,7 @@ ERRORS = (
     "ERR Error running script: Script killed by user with SCRIPT KILL.",
     "ERR max number of clients reached",
 )
-"""Transient errors: the same call succeeds later."""
+"""Transient errors, after which the same call succeeds later."""
 
 REFUSALS: dict[str, type[QsyncError]] = {
     "OOM command not allowed when used memory > 'maxmemory'.": QueueFull,
@@ -116,7 +116,7 @@ def handlers(runs: Counter[str]) -> Mux:
 
 
 async def live_through(error: str, store: Store, prefix: str, given: Counter[str]) -> None:
-    """Use a queue whose store answers the first call of each script, and some later ones, with the
+    """Use a queue whose store answers the first call of each script and some later calls with the
     error."""
     runs: Counter[str] = Counter()
     with Proxy(store.port) as proxy:
@@ -150,7 +150,7 @@ def test_every_script_survives_every_store_error(
         await asyncio.gather(*works)
 
     asyncio.run(main())
-    measured("errors answered, by script", dict(+given))
+    measured("errors that the proxy answered, by script", dict(+given))
     for script in ("enqueue", "fetch", "complete", "retry", "kill", "cancel", "get_tasks"):
         assert given[script] >= len(ERRORS), script
     for own in prefixes.values():
@@ -183,7 +183,8 @@ class Erring:
         return [call for call, _ in calls().values()]
 
     def not_given(self) -> list[str]:
-        """Return the names of the scripts whose call was not answered with the error."""
+        """Return the names of the scripts for which the proxy did not answer exactly one call with
+        the error."""
         found = zip(self.calls(), self._answers, strict=True)
         return [call.script.name for call, answer in found if answer.given != 1]
 
@@ -310,8 +311,8 @@ def test_lost_replies_repeat_nothing(
     ids = flow.ids | blocking.ids
     wait_until(lambda: ids <= history.ids("end"), timeout=20)
     wait_empty(durable, prefix)
-    measured("replies lost, times", proxy.accepted - before)
-    measured("replies lost, tasks", len(ids))
+    measured("replies lost: number", proxy.accepted - before)
+    measured("replies lost: tasks", len(ids))
     assert proxy.accepted - before > 10 * seconds
     assert flow.errors + blocking.errors == []
     assert Counter(event.id for event in history.of("start")) == Counter(ids)
@@ -322,7 +323,7 @@ def test_lost_replies_repeat_nothing(
     # expire.
     accepted = {id: at for one in (flow, blocking) for at, id in one.accepted}
     waits = [event.at - accepted[event.id] for event in history.of("start")]
-    measured("replies lost, longest wait for a start, s", max(waits))
+    measured("replies lost: longest wait of a task for its start, in seconds", max(waits))
     assert max(waits) <= lease / 3
 
 
@@ -355,7 +356,7 @@ def test_after_a_black_hole_tasks_are_fetched_again(
         [started] = history.wait("start", 1, id=id, timeout=30)
         delays.append(started.at - over_at)
         wait_empty(durable, prefix)
-    measured("black hole, most seconds until a fetch", max(delays))
+    measured("black hole: longest time until a new task started, in seconds", max(delays))
     assert max(delays) <= 10
     assert server.running
 
@@ -382,14 +383,16 @@ def test_silent_connection_is_dropped_soon(
     proxy.up.hole = proxy.down.hole = True
     wait_until(lambda: server.sockets() != before, timeout=block + 10, every=0.05)
     found_out = time.monotonic() - began
-    measured(f"black hole, blocked for {block} s, seconds until it is noticed", found_out)
+    measured(
+        f"black hole: seconds until a server whose reads block for {block} s noticed it", found_out
+    )
     assert found_out <= block + 5
     pass_time(2 * block)
     proxy.heal()
     over_at = time.monotonic()
     [id] = enqueue(durable.url, prefix, [task()])
     [started] = history.wait("start", 1, id=id, timeout=20)
-    measured("short black hole, seconds until a fetch", started.at - over_at)
+    measured("short black hole: seconds until a new task started", started.at - over_at)
     assert started.at - over_at <= 10
 
 
@@ -414,9 +417,9 @@ def test_link_that_is_reset_repeatedly_causes_no_busy_loop(
     [id] = enqueue(durable.url, prefix, [task()])
     [started] = history.wait("start", 1, id=id)
     for how in rates:
-        measured(f"reset {how}, connections a second", rates[how])
-        measured(f"reset {how}, share of a core", shares[how])
-    measured("reset, seconds until work continues", started.at - back_at)
+        measured(f"connections reset {how}: connections opened per second", rates[how])
+        measured(f"connections reset {how}: share of a core that the server used", shares[how])
+    measured("connections reset: seconds until a new task started", started.at - back_at)
     assert max(rates.values()) <= 40  # four connections per reset
     assert max(shares.values()) < 0.2
     assert started.at - back_at <= 10
@@ -454,7 +457,7 @@ def test_connection_resets_are_recognised_on_every_loop(
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
-    measured(f"resets on {loop}, outcomes", dict(outcomes))
+    measured(f"connections reset on {loop}: outcomes", dict(outcomes))
     assert outcomes.keys() == {"answered", "StoreUnavailable"}
 
 
@@ -471,7 +474,7 @@ def test_slow_network_only_slows_tasks_down(
     with Flow(proxy.url, prefix, callers=20) as flow:
         pass_time(2.0)
     wait_until(lambda: flow.ids <= history.ids("end"))
-    measured("slow network, tasks per second", len(flow.ids) / (time.monotonic() - began))
+    measured("slow network: tasks enqueued per second", len(flow.ids) / (time.monotonic() - began))
     wait_empty(durable, prefix)
     assert flow.errors == []
     assert set(Counter(event.id for event in history.of("start")).values()) == {1}
@@ -508,8 +511,8 @@ def test_lost_hints_lose_no_task(
             return told, cancelled.at - asked_at
 
     told, cancelled = asyncio.run(main())
-    measured("without messages, seconds until a result arrived", told)
-    measured("without orders, seconds until a cancel took effect", cancelled)
+    measured("messages lost: seconds until a result arrived", told)
+    measured("messages lost: seconds until a cancellation took effect", cancelled)
     assert min(news.given, orders.given) > 0
     assert told <= 5.5
     assert cancelled <= lease / 3 + 0.5
@@ -579,14 +582,14 @@ async def test_many_clients_reconnect_at_once_and_stay_quiet(
         handles = await asyncio.gather(*enqueues)
         await until(lambda: len(started) == 2 * CLIENTS)
         delays = [started[handle.id] - back_at for handle in handles]
-        measured("200 clients reconnect, start of a task, p99, s",
+        measured("200 clients reconnect: 99th percentile of the delay of a task, in seconds",
                  percentile(delays, 0.99))  # fmt: skip
         assert percentile(delays, 0.99) <= 5
         before, since = commands(), time.monotonic()
         assert before > 0
         await asyncio.sleep(2.0)
         rate = (commands() - before) / (time.monotonic() - since) / SERVERS
-        measured("idle, commands of a server per second", rate)
+        measured("idle server: commands per second", rate)
         assert rate <= 2
         assert not any(server.broken for server in servers)
         for closing in [*servers, *clients]:

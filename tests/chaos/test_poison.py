@@ -18,8 +18,8 @@ from tests.support.stores import Store, wait_until
 PROCESSES = 4
 GAP_S = 3.0
 ROUNDS = 3
-"""Number of rounds. Only the best counts, since other load on the machine slows down the startup of
-processes."""
+"""Maximum number of rounds. Only the best round counts, because other load on the machine slows
+down the startup of processes."""
 
 
 @pytest.mark.faults(7)
@@ -55,7 +55,7 @@ def test_other_tasks_keep_half_of_their_throughput_while_processes_are_killed(
                 pass_time(GAP_S)
             end = time.monotonic()
             share = ended(poisoned, end) / ended(begin, poisoned)
-            measured("beside poison, share of the throughput", share)
+            measured("throughput beside poison tasks, as a share of that without them", share)
             assert valkey.command("ZCARD", QueueKeys(prefix, "default").key("pending")) > 0
             wait_until(lambda at=at: valkey.command("ZCARD", dead) == at * poisons)  # type: ignore[misc]
             best = max(best, share)

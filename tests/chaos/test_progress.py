@@ -27,7 +27,8 @@ def test_first_signal_requests_the_end_and_lines_are_printed_at_their_interval(
         progress.tell(lambda: "3 kills")
         progress.tell(lambda: "too early")
         signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)  # a repetition within a second is the same request
+        # A second signal within a second counts as the same request.
+        signal.raise_signal(signal.SIGTERM)
         assert progress.stopped
         progress._stopped_at -= 2
         with pytest.raises(KeyboardInterrupt):
@@ -35,7 +36,7 @@ def test_first_signal_requests_the_end_and_lines_are_printed_at_their_interval(
     assert signal.getsignal(signal.SIGTERM) is before
     assert stops == ["stopped"]
     said = capsys.readouterr().err.splitlines()
-    assert said == ["0 min: 3 kills", "stopping; once more ends without a verdict"]
+    assert said == ["0 min: 3 kills", "stopping; a second signal ends the run without a verdict"]
 
 
 @pytest.mark.timeout(300)
@@ -57,8 +58,8 @@ def test_stopped_simulation_prints_its_verdict() -> None:
 
 @pytest.mark.timeout(300)
 def test_ctrl_c_ends_the_rounds_of_limits_with_their_verdict() -> None:
-    """As from a terminal, the signal reaches each process of the group, while servers are
-    starting."""
+    """As when Ctrl-C is pressed at a terminal, each process of the group gets the signal. It
+    arrives while servers are starting."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     command = [sys.executable, "-m", "tests.chaos.limit_rounds", "--rounds=100000"]
@@ -73,4 +74,4 @@ def test_ctrl_c_ends_the_rounds_of_limits_with_their_verdict() -> None:
         os.killpg(run.pid, signal.SIGINT)
         said = run.stdout.read()
         assert run.wait(120) == 0, run.stderr.read()
-    assert re.search(r"; 0 wrong$", said.strip())
+    assert re.search(r"; 0 violations$", said.strip())

@@ -1,8 +1,8 @@
 """A primary is lost or demoted, and a replica that may lack its last writes takes its place.
 
-The replica receives the primary's writes through a proxy, which can hold them back. A replica that
-was only paused would later read all of them from its socket. Clients and servers connect through
-another proxy, whose target moves like that of a virtual IP.
+The replica receives the primary's writes through a proxy, which can hold them back. Pausing the
+replica would not lose writes, since it would later read them all from its socket. Clients and
+servers connect through another proxy, whose target moves like that of a virtual IP.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Pair:
         self.stores.reverse()
 
     def demote(self) -> None:
-        """Swap the roles without losing data. Connections to the old primary stay open."""
+        """Swap the roles of primary and replica without losing data. Connections to the old primary
+        stay open."""
         old, new = self.stores
         old.command("FAILOVER")
         wait_until(lambda: new.command("INFO", "replication")["role"] == "master")
@@ -152,8 +153,8 @@ def test_confirmed_tasks_survive_a_failover(
         lost = quick.ids - kept
         assert sure.errors + quick.errors + blocking.errors == []
         assert yes, "some were confirmed"
-        # Only writes that never reached the replica are lost: the replica has every write that was
-        # accepted before the last confirmed task was sent.
+        # Only writes that never reached the replica are lost. It has every write that was accepted
+        # before the last confirmed task was sent.
         carried_until = max(asked[id] for id in yes)
         assert {id for at, id in quick.accepted if at < carried_until} <= kept
         assert all(asked[id] > cut_at - 0.3 for id in sure.confirmed.keys() - yes)
@@ -163,9 +164,14 @@ def test_confirmed_tasks_survive_a_failover(
         assert damages(pair.primary, own) == []
         pair.revive()
     measured("failovers", failovers)
-    measured("failovers, confirmed tasks, lost ones", (confirmed, confirmed_lost))
-    measured("failovers, unconfirmed tasks", unconfirmed)
-    measured("failovers, plain tasks, lost ones", (plain, plain_lost))
+    measured(
+        "failovers: confirmed tasks, and how many of them were lost", (confirmed, confirmed_lost)
+    )
+    measured("failovers: unconfirmed tasks", unconfirmed)
+    measured(
+        "failovers: tasks enqueued without durability, and how many of them were lost",
+        (plain, plain_lost),
+    )
     assert confirmed_lost == 0
     assert plain_lost > 0, "the failovers lost nothing, so they prove nothing"
 
@@ -207,7 +213,7 @@ def test_failover_that_loses_completions_repeats_tasks_under_their_ids(
         assert all(ended[id] > cut_at - 0.2 for id in rerun)
         assert {event.attempt for event in history.of("start")} == {1}
         pair.revive()
-    measured("failovers, tasks that ran again because their ends were lost", again)
+    measured("failovers: tasks that ran again because the store lost their ends", again)
     assert again > 0, "no end was lost, so the failovers prove nothing"
     assert server.running
     assert damages(pair.primary, prefix) == []
@@ -244,8 +250,8 @@ def test_clients_leave_a_demoted_primary_within_five_seconds(
             work.append(started.at - at)
             pair.follow()
     ids = flow.ids | blocking.ids
-    measured("demoted, most seconds without an enqueue", max(gaps))
-    measured("demoted, most seconds until a new task started", max(work))
+    measured("primary demoted: longest time without an enqueue, in seconds", max(gaps))
+    measured("primary demoted: longest time until a new task started, in seconds", max(work))
     assert flow.errors + blocking.errors == []
     assert max(gaps + work) <= 5
     wait_ended(history, ids)

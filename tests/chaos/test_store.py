@@ -55,8 +55,11 @@ def test_tasks_run_within_two_seconds_after_a_store_restart(
         delays.append(started.at - back_at)
         wait_empty(durable, prefix)
         assert history.ids("end") >= {*running, id}
-    measured("restarts, most seconds until work continues", max(delays))
-    measured("restarts, median seconds until work continues", sorted(delays)[len(delays) // 2])
+    measured("store restarts: longest time until a new task started, in seconds", max(delays))
+    measured(
+        "store restarts: median time until a new task started, in seconds",
+        sorted(delays)[len(delays) // 2],
+    )
     assert max(delays) <= 2
     # Leases outlast the outage, so no task ran twice.
     assert set(Counter(event.id for event in history.of("start")).values()) == {1}
@@ -119,9 +122,9 @@ def test_truncated_append_only_file_leaves_sound_data(
             kept = [id.decode() for id in cut.command("HKEYS", key)]
         assert sorted(kept) == accepted[: len(kept)], "only the last writes are lost"
         lost.append(len(accepted) - len(kept))
-    measured("file cut, times", cuts)
-    measured("file cut, tasks in the whole file", len(accepted))
-    measured("file cut, fewest and most tasks lost", (min(lost), max(lost)))
+    measured("file cut: number of cuts", cuts)
+    measured("file cut: tasks in the whole file", len(accepted))
+    measured("file cut: minimum and maximum number of lost tasks", (min(lost), max(lost)))
     assert lost[0] == 0
     assert max(lost) > 0
 
@@ -150,10 +153,12 @@ def test_old_copy_of_the_store_is_drained(
         left = max(leases(store, prefix).values()) / 1e6 - time.time()
         wait_until(lambda: counter(store, prefix, "completed") == 40, timeout=20)
         again = [event for event in history.of("start") if event.at > back_at]
-        measured("old copy, seconds until its leases had expired", again[0].at - back_at)
-        measured("old copy, tasks that ran again", len(again))
-        measured("old copy, later tasks that are gone", len(set(later)))
-        measured("old copy, seconds that a lease had left", left)
+        measured("old copy restored: seconds until its leases had expired", again[0].at - back_at)
+        measured("old copy restored: tasks that ran again", len(again))
+        measured(
+            "old copy restored: lost tasks, which were enqueued after the copy", len(set(later))
+        )
+        measured("old copy restored: longest remaining lease, in seconds", left)
         # The server has to reconnect, and after an outage no lease expires for a third of its
         # duration.
         healed_s = max(left, AWAY_CAP_S + LEASE_S / 3) + 2 * SWEEP_S
@@ -168,7 +173,8 @@ def test_old_copy_of_the_store_is_drained(
 
 @contextlib.contextmanager
 def storming(store: Store, every: float, *command: str) -> Iterator[list[object]]:
-    """Send a command repeatedly during the block. Afterwards the list holds the replies."""
+    """Send a command repeatedly during the block. Afterwards, the yielded list holds the
+    replies."""
     over, replies = threading.Event(), []
 
     def storm() -> None:
@@ -213,8 +219,8 @@ def test_tasks_complete_while_scripts_are_flushed(
     ids = flow.ids | blocking.ids
     wait_until(lambda: ids <= history.ids("end"))
     wait_empty(durable, prefix)
-    measured("scripts flushed, times per second", rate)
-    measured("scripts forgotten, tasks", len(ids))
+    measured("scripts flushed: number of flushes per second", rate)
+    measured("scripts flushed: tasks", len(ids))
     assert rate >= FLUSHES_A_S / 2
     assert flow.errors + blocking.errors == []
     runs = Counter((event.id, event.attempt) for event in history.of("start"))
@@ -241,7 +247,7 @@ def test_tasks_complete_while_connections_are_closed(
     wait_until(lambda: ids <= history.ids("end"))
     wait_empty(durable, prefix)
     measured("connections closed", sum(killed))
-    measured("connections closed, tasks", len(ids))
+    measured("connections closed: tasks", len(ids))
     assert flow.errors + blocking.errors == []
     assert history.ids("start") == ids
     assert {event.crashes for event in history.of("start")} == {0}
@@ -273,7 +279,7 @@ def test_full_store_drains_and_then_accepts_tasks(
                     return False
 
             wait_until(takes, every=0.1)
-            measured("full, seconds until it accepts tasks again", time.monotonic() - full_at)
+            measured("store full: seconds until it accepts tasks again", time.monotonic() - full_at)
             history.wait("end", 301)
             wait_empty(durable, prefix)
         finally:
@@ -330,7 +336,7 @@ def test_pause_of_the_store_longer_than_a_lease_loses_nothing(
     back_at = time.monotonic()
     proxy.heal()
     cancelled = history.wait("cancelled", 20, pid=loser.pid)
-    measured("store hung for 1.5 leases, seconds until the lost tasks were stopped",
+    measured("store hung for 1.5 leases: seconds until the lost tasks were stopped",
              cancelled[-1].at - back_at)  # fmt: skip
     wait_until(lambda: counter(durable, prefix, "completed") == 20)
     assert {event.crashes for event in history.of("start", pid=winner.pid)} == {1}
@@ -340,7 +346,7 @@ def test_pause_of_the_store_longer_than_a_lease_loses_nothing(
 
 
 def leases(store: Store, prefix: str) -> dict[bytes, float]:
-    """Return the end of each active task's lease."""
+    """Return when the lease of each active task expires."""
     with store.client() as client:
         active = client.zrange(QueueKeys(prefix, "default").key("active"), 0, -1, withscores=True)
     return dict(active)
@@ -360,7 +366,7 @@ def test_next_server_takes_over_after_all_servers_died(
     late = launch(durable.url)
     ready_at = time.monotonic()
     again = history.wait("start", 20, pid=late.pid)
-    measured("all died, seconds until the next server had started their tasks",
+    measured("all servers died: seconds until a new server had started their tasks",
              again[-1].at - ready_at)  # fmt: skip
     assert {event.id for event in again} == ids
     assert again[-1].at - ready_at <= LEASE_S + SWEEP_S
@@ -380,7 +386,8 @@ def test_due_tasks_survive_a_kill_during_promotion(
 ) -> None:
     """Tasks become due continuously while the servers that promote them keep dying."""
     chance = random.Random(kills)
-    config = {"concurrency": 10, "max_crashes": 100}  # several kills may hit the same task
+    # Several kills may hit the same task, which must not become dead.
+    config = {"concurrency": 10, "max_crashes": 100}
 
     def make(number: int) -> Task:
         return task(delay=chance.uniform(0.0, 0.5), retry=5, fail=number % 2, retry_delay=0.05)
@@ -396,5 +403,5 @@ def test_due_tasks_survive_a_kill_during_promotion(
     wait_until(lambda: flow.ids <= history.ids("end"), timeout=60)
     wait_empty(durable, prefix)
     measured("servers killed", kills)
-    measured("servers killed, tasks", len(flow.ids))
+    measured("servers killed: tasks", len(flow.ids))
     assert history.ids("start") == flow.ids

@@ -71,7 +71,7 @@ def without(evidence: Evidence, id: str, token: str = "") -> None:
 
 
 def turned(evidence: Evidence, id: str, token: str, kind: str) -> None:
-    """Change the kind of the note that ended a run."""
+    """Replace the kind of the note that ended a run, e.g. `end` with `fail`."""
     evidence.notes = [
         note._replace(kind=kind)
         if (note.id, note.token) == (id, token) and note.kind != "start"
@@ -254,13 +254,13 @@ MISTAKES: Final[list[tuple[Callable[[Evidence], None], str]]] = [
     (made_twice, "11 tasks were accepted, but the store counts 12"),
     (dead_of_crashes_that_were_none, "poison is dead after 3 crashes"),
     (dead_too_early, "poison is dead after 2 crashes"),
-    (dead_with_attempts_left, "doomed is dead after the attempts [2]"),
-    (dead_though_it_never_fails, "plain is dead after the attempts []"),
+    (dead_with_attempts_left, "doomed is dead, but only the attempts [2] failed"),
+    (dead_though_it_never_fails, "plain is dead, but only the attempts [] failed"),
     (dead_and_gone, "2 tasks died, but 1 are stored"),
     (a_start_too_many, "back ran again"),
     (ended_twice, "plain ended 2 times"),
     (ended_without_a_start, "plain ended under the token x/1 without a start"),
-    (a_lock_is_left, "2 entries of locks"),
+    (a_lock_is_left, "2 lock entries"),
     (an_owner_is_left, "1 entries are left in owner"),
     (a_message_is_left, "6 entries are left in tasks"),
     (a_key_is_left, "lock:a is left"),

@@ -1,4 +1,4 @@
-"""A blocking and an async client that enqueue during the chaos and record the outcomes."""
+"""A blocking and an async client that enqueue during a chaos run and record the outcomes."""
 
 from __future__ import annotations
 

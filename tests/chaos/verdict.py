@@ -131,7 +131,7 @@ class _Judge:
         else:
             failed = {run.attempt for run in runs if self._ended(run, "fail")}
             if wanted.fail <= wanted.retry or failed != set(range(1, wanted.retry + 2)):
-                yield f"{id} is dead after the attempts {sorted(failed)}: {dead.error}"
+                yield f"{id} is dead, but only the attempts {sorted(failed)} failed: {dead.error}"
 
     def _reason(self, before: Note, again: Note) -> str | None:
         """Return the reason why a task was started again, or None if there was no reason."""
@@ -195,7 +195,7 @@ class _Judge:
         kept = len(evidence.dead) + len(evidence.results)
         for name, number in evidence.left.items():
             if name == "unique":
-                yield f"{number} entries of locks are left"
+                yield f"{number} lock entries are left"
             elif name not in STRUCTURE and (name not in KEPT or number > kept):
                 yield f"{number} entries are left in {name}"
         for key in sorted(evidence.keys):

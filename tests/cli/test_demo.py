@@ -1,5 +1,5 @@
-"""`qsync demo` ends with an account that shows no mistake, and leaves nothing behind. The account
-detects each planted mistake."""
+"""`qsync demo` ends with an account that shows no mistake, and leaves nothing behind. That account
+also finds each mistake that the tests plant."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def nothing_runs(folder: Path) -> None:
     wait_until(lambda: not family(folder), timeout=1, message="something is left running")
 
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the test looks in /proc")
 
 
 HASHING: Final = ("hash", "thread", "process", "tenant", "child")
@@ -286,7 +286,8 @@ class World:
     def run(
         self, kind: str, id: str, *, end: str = "done", attempt: int = 1, digest: str = ""
     ) -> None:
-        """Record a run of a task as its server would. Times increase from 2 s."""
+        """Record a run of a task as its server would. The recorded times begin at 2 s and
+        increase."""
         self._at += 1_000_000
         at = 2_000_000_000 + self._at
         self.lines[2].append(f"start {at} {id} {kind}")

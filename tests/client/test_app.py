@@ -267,8 +267,8 @@ def clients_of(store: Store) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("kind", range(4), ids=["url", "redis", "asyncio", "from_url"])
 def test_the_example_of_the_documentation_runs(store: Store, prefix: str, kind: int) -> None:
-    """Combines a mux, a client and a server without an app, with a URL and with clients of
-    redis-py."""
+    """The example combines a mux, a client and a server, and connects with a URL or with a redis-py
+    client."""
     mux, seen = Mux(), list[tuple[str, bytes]]()
 
     @mux.handle("reindex-file")
@@ -762,8 +762,8 @@ print(app.task("named")(add).name)
 
 
 def test_unique_tasks_are_compared_by_their_arguments(store: Store, prefix: str) -> None:
-    """Equal arguments make the same task, whether passed by position or by keyword, and whatever
-    the order of sets."""
+    """Calls with equal arguments make the same task, whether arguments are passed by position or by
+    keyword, and in whatever order a set yields its elements."""
     with Qsync(store.url, prefix=prefix) as app:
 
         @app.task(unique=True)
@@ -801,7 +801,8 @@ def test_sync_and_async_errors_name_each_other() -> None:
 
 
 async def test_arguments_are_encoded_when_enqueue_is_called(store: Store, prefix: str) -> None:
-    """Changes to a list after the call do not change the task. An invalid call raises at once."""
+    """Changes to a list after the call do not change the task. An invalid call raises its error
+    immediately."""
 
     async with Qsync(store.url, prefix=prefix) as app:
 
@@ -841,7 +842,8 @@ def runners() -> list[Callable[[Any], Any]]:
 def test_each_loop_has_a_client_that_ends_with_it(
     store: Store, prefix: str, runners: list[Callable[[Any], Any]]
 ) -> None:
-    """All calls on an event loop share one client, which closes with the loop without a warning."""
+    """All calls on an event loop share one client, which is closed with the loop and causes no
+    warning."""
     app = named(store, prefix)
 
     @app.task

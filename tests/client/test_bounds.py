@@ -165,7 +165,7 @@ def test_eight_producers_fill_a_queue_exactly_to_its_bound(valkey: Store, prefix
             info = await made.inspector.queue("default")
             assert info is not None
             assert info.states["pending"] == 100
-            assert sum(accepted) == 99, "one task was there before"
+            assert sum(accepted) == 99, "one task was already in the queue"
 
     asyncio.run(main())
 
@@ -197,8 +197,8 @@ def test_concurrent_callers_fit_into_queue_that_drops_oldest(valkey: Store, pref
 def test_large_task_does_not_refuse_small_ones_of_other_callers(
     valkey: Store, prefix: str, callers: int
 ) -> None:
-    """There is room for all but one of the small tasks. Two large tasks do not fit: the first task,
-    and one in the middle."""
+    """The bound leaves space for all but one of the small tasks. The first task and one in the
+    middle are too large to fit."""
     large = {0, callers // 2}
     tasks = [Task("t", b"x" * (50_000 if n in large else 20)) for n in range(callers)]
     room = stored_size(new_task(tasks[-1], new_nonce())) * (callers - 2.5)

@@ -370,7 +370,7 @@ def test_call_contains_up_to_250_tasks_or_1_mib(colour: Colour, client: Any, sto
 
 @pytest.mark.faults(34)
 def test_a_call_that_is_repeated_creates_nothing(blocking: Client, hand: Hand) -> None:
-    """The same call is made again, as a client does after a lost reply."""
+    """The test repeats the same call, as a client does after a lost reply."""
     tasks = [Task("t"), Task("t", id="a"), Task("t", id="a")]
     bulk = BulkEnqueue(tasks, payload_limit=100, handle=blocking._handle)
     [trip] = bulk.round_trips(hand.keys, range(3), CallSequences().acquire(0), None, calls=1)
@@ -623,7 +623,7 @@ def test_many_callers_alternate_between_two_batches(store: Store, prefix: str) -
 
 
 def test_an_idle_client_sends_at_once(store: Store, prefix: str) -> None:
-    """No timer delays a call: each of many sequential calls takes one round trip."""
+    """No timer delays a call, so each of many sequential calls takes one round trip."""
 
     async def main(client: AsyncClient) -> float:
         began = time.monotonic()
@@ -723,8 +723,8 @@ def test_ended_loop_leaves_no_caller_waiting() -> None:
 
 
 def test_callers_end_if_their_batch_is_cancelled_before_it_begins() -> None:
-    """`asyncio.run` may end just after the callers have arrived, and cancels the batch when the
-    client is closed."""
+    """If `asyncio.run` ends just after the callers have arrived, closing the client cancels their
+    batch."""
 
     async def send(items: list[int], left: float) -> list[int]:
         return items
@@ -830,7 +830,7 @@ def test_cancelled_lone_caller_does_not_affect_later_callers() -> None:
         assert first.cancelled()
         go_on.set()
         assert await asyncio.gather(*others) == [20, 30]
-        # The task of a caller that is cancelled before its batch is sent is left out of the batch.
+        # If a caller is cancelled before its batch is sent, its task is left out of the batch.
         early = asyncio.ensure_future(batcher.submit(4))
         await asyncio.sleep(0)
         late = asyncio.ensure_future(batcher.submit(5))
@@ -859,7 +859,7 @@ def test_ids_and_nonces_are_drawn_once_by_many_threads() -> None:
 
 
 def test_new_ids_never_begin_with_a_dash() -> None:
-    ids = [new_id() for _ in range(10_000)]  # some were drawn again
+    ids = [new_id() for _ in range(10_000)]  # some were drawn again because of a dash
     assert not [id for id in ids if id.startswith("-")]
     assert any("-" in id for id in ids)
 

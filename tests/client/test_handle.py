@@ -649,7 +649,8 @@ def test_cluster_handle_reads_results_and_cancels_on_the_right_node(
 
 
 async def test_waiting_callers_do_not_read_payloads(store: Store, prefix: str) -> None:
-    """If they did, 500 callers would request half a gigabyte at the same time."""
+    """If callers that wait read payloads, 500 callers would request half a gigabyte at the same
+    time."""
 
     broker = AsyncBroker(redis_clients.parse(store.url))
     async with AsyncClient(broker, prefix=prefix) as client:

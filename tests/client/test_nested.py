@@ -130,7 +130,7 @@ async def test_parents_that_fill_all_slots_are_logged_and_explained(
             return [one for one in caplog.records if "wait for results" in one.getMessage()]
 
         await wait_until_async(explained)
-        await until(lambda: bool(warnings()))  # may follow the explanation
+        await until(lambda: bool(warnings()))  # the warning may come after the explanation
         told = warnings()
         assert len(told) == 1
         assert told[0].levelno == logging.WARNING

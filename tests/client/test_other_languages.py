@@ -68,7 +68,7 @@ class ForeignClient:
         return self.send(id, call, number)
 
     def send(self, id: str, call: object, number: int) -> Any:
-        """Send the last message, for the first time or again."""
+        """Send the last message, whether or not it has been sent before."""
         return self.run("enqueue", "", HEAD, self.sender, number, 3, id, self.message, pack(call))
 
     def show(self, id: str) -> Any:

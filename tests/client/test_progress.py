@@ -37,8 +37,8 @@ def test_progress_of_a_kept_task_stays_until_it_leaves(rig: Rig) -> None:
 
 
 def test_last_progress_is_readable_after_the_end(store: Store, prefix: str) -> None:
-    """Progress that a handler reports just before it returns is stored, on the loop and in a
-    thread."""
+    """Progress that a handler reports just before it returns is stored, for handlers both on the
+    event loop and in a thread."""
     app = Qsync(store.url, prefix=prefix)
 
     @app.task(name="loop", retention=60)

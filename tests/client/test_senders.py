@@ -177,7 +177,7 @@ def test_lone_enqueues_go_as_packets_unless_an_option_needs_more(
         assert sent == [True]
         hand.broker.client_at(None).script_flush()
         assert [client.enqueue(Task("t")).created for _ in range(3)] == [True] * 3
-        assert sent == [True, False, False, False], "the client stays careful for some time"
+        assert sent == [True, False, False, False], "no prepared packets for a while"
         hand.broker._unexpected_until = 0.0
         assert client.enqueue(Task("t")).created
         assert sent[-1]

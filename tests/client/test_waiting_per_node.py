@@ -54,7 +54,7 @@ def subscribed(nodes: list[Store], channels: list[str]) -> int:
 
 
 def begin(colour: Colour, client: Any, names: list[str]) -> tuple[list[Any], list[Any]]:
-    """Enqueue a task in each queue; return the handles, and a running wait for each result."""
+    """Enqueue a task in each queue; return the handles, and a future for each result."""
     handles = [colour.do(client.enqueue(Task("t", queue=name, retention=60))) for name in names]
     return handles, [colour.begin(each.result) for each in handles]
 

@@ -93,7 +93,7 @@ def test_chosen_id_of_a_waiting_row_is_refused_and_the_transaction_continues(
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])
 def alias(request: pytest.FixtureRequest, rows: Any) -> Iterator[str]:
-    """Yield the alias of a database of the project, with an empty outbox."""
+    """Yield the alias of a project database whose outbox is empty."""
     if request.param == "sqlite":
         yield "default"
         return

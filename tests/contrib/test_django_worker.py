@@ -135,7 +135,7 @@ def test_worker_sends_outbox_rows_left_by_a_crash(
         metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
         oldest = re.search(r"^qsync_outbox_oldest_seconds (\d+\.\d+)$", metrics, re.MULTILINE)
         assert oldest is not None
-        assert 60 <= float(oldest[1]) < 120, "as counted before the relay sent the row"
+        assert 60 <= float(oldest[1]) < 120, "the count is from before the relay sent the row"
         assert "\nqsync_outbox_rows 1.0\n" in metrics
     with psycopg.connect(database.dsn) as connection:
         assert connection.execute("SELECT count(*) FROM qsync_outbox").fetchone() == (0,)

@@ -477,7 +477,7 @@ def test_later_payload_is_not_replaced_by_an_earlier_waiting_payload(
     outbox.after_commit._away_until = 0.0
     commit(3)
     commit(4, key="other")
-    assert count(engine, outbox) == 2, "the third row waits for the second, the fourth does not"
+    assert count(engine, outbox) == 2, "only the third row waits for the second"
     with outbox.relay(engine) as relay:
         wait_until(lambda: relay.sent == 2)
     commit(5)
@@ -773,7 +773,7 @@ def test_table_is_in_the_metadata_of_the_program_from_the_start(app: Qsync) -> N
     [table] = metadata.tables.values()
     assert (table.schema, table.name) == ("shop", "rows")
     sizes = CreateTable(table).compile(dialect=mysql.dialect())  # type: ignore[no-untyped-call]
-    assert "LONGBLOB" in str(sizes), "a BLOB of MySQL ends at 64 KiB"
+    assert "LONGBLOB" in str(sizes), "a MySQL BLOB holds at most 64 KiB"
     assert "DATETIME(6)" in str(sizes)
 
 

@@ -165,7 +165,7 @@ def test_wait_counts_from_the_due_time_of_a_delayed_task(valkey: Store, prefix: 
 
     [row] = asyncio.run(work())
     assert sum(row.waits) == 2
-    assert row.wait_s < 3.0  # from the enqueue, each of the two would be 3 s
+    assert row.wait_s < 3.0  # counted from the enqueue, each of the two waits would be 3 s
 
 
 def test_a_wait_counts_from_the_enqueue_of_a_task_without_delay(valkey: Store, prefix: str) -> None:

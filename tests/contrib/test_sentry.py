@@ -164,7 +164,7 @@ async def test_payload_needs_send_default_pii(
 async def test_a_trace_continues_from_the_enqueue_through_all_tasks(
     app: Qsync, collected: Collector
 ) -> None:
-    opentelemetry.instrument(app)  # both integrations at once
+    opentelemetry.instrument(app)  # an app may have both integrations
     sentry.instrument(app)
 
     @app.task(name="inner")
@@ -201,7 +201,8 @@ async def test_headers_of_the_task_are_kept(app: Qsync, collected: Collector) ->
     async with app, app.server():
         with sentry_sdk.start_transaction(name="request"):
             await t.enqueue()
-        await t.options(headers={"mine": "x" * 4000}).enqueue()  # no room for the trace headers
+        # The headers have no space left for the trace.
+        await t.options(headers={"mine": "x" * 4000}).enqueue()
         await wait_until_async(lambda: len(seen) == 2)
     seen.sort(key=len)
     assert seen[0] == {"mine": "x" * 4000}

@@ -126,7 +126,7 @@ def test_fastapi_example_from_the_request_to_the_result_in_the_browser(
 
 
 def test_fastapi_example_starts_its_store(start: Start, tmp_path: Path) -> None:
-    """Both commands run unchanged: the worker and the site share the store in the folder."""
+    """Both commands run unchanged. The worker and the site share the store in the folder."""
     folder = tmp_path / "copy"
     (folder / "shop").mkdir(parents=True)
     for file in (FASTAPI / "shop").glob("*.py"):

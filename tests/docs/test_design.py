@@ -53,7 +53,7 @@ def names(text: str) -> list[str]:
 
 
 def files_of(page: str) -> set[str]:
-    """Return the files of the package that a page names."""
+    """Return the package's files that a page names."""
     return {name for name in names(page) if re.fullmatch(r"[a-z_]+(/[a-z_]+)*\.(py|lua)", name)}
 
 

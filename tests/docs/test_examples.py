@@ -63,7 +63,7 @@ def test_shop(tmp_path: Path, valkey: Store) -> None:
         done = python("shop_client.py", folder=EXAMPLES, url=url)
         assert done.returncode == 0, done.stderr
         sent, digest = done.stdout.split("\n")[:2]
-        assert sent == "invoice 7 sent at attempt 1"
+        assert sent == "invoice 7 sent on attempt 1"
         assert len(digest) == 64
     finally:
         worker.terminate()

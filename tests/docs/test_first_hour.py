@@ -41,7 +41,7 @@ def start(*command: str, folder: Path, **environment: str) -> subprocess.Popen[s
 def test_program_of_the_readme_prints_its_task_at_once(
     name: str, tmp_path: Path, valkey: Store
 ) -> None:
-    """The demo has no fixed delays."""
+    """The README's program contains no fixed delays."""
     text = program_of(name).replace("redis://localhost:6379", valkey.url)
     assert not re.search(r"delay|sleep|process_at", text)
     (tmp_path / "tasks.py").write_text(text)

@@ -43,7 +43,7 @@ async def test_only_the_last_change_is_indexed(valkey: Store, prefix: str) -> No
         assert runs == ["abc"]
         for text in ("abcd", "abcde"):
             await page.save(7, text)
-        assert page.index == {}, "the first run goes on"
+        assert page.index == {}, "the first run continues"
         go_on.set()
         await until(lambda: page.index == {7: "abcde"})
     assert runs == ["abc", "abcde"]

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = ROOT / "tests" / "docs" / "migrate"
 GUIDES = ROOT / "docs" / "migrate"
 
-PAID = "order 7 paid at attempt 2"
+PAID = "order 7 paid on attempt 2"
 MAILED = "mail: order 7: 12500 cents paid"
 REMINDED = "reminder: order 7"
 REPORTED = "report"
@@ -90,7 +90,7 @@ QSYNC = {
     "asynq": ("default", "critical"),
     "go-qsync": ("critical",),
 }
-"""The guides, with the queues that the servers of their programs serve."""
+"""The migration guides, each with the queues that its program's servers serve."""
 
 SERVE = """
 import asyncio, runpy, sys

@@ -133,7 +133,7 @@ def test_section_replaces_the_previous_section_and_leaves_the_rest(tmp_path: Pat
     assert second == first.replace("today", "tomorrow") + "\nafter\n"
     assert second.count(BEGIN) == second.count(END) == 1
     assert "RQ: cannot be installed: no wheel" in second
-    assert "some tasks ran more than once: 3 of the tasks of Huey." in second
+    assert "some tasks ran more than once: 3 Huey tasks." in second
     assert "| arq | coroutine | 250 (0.25) |" in second
 
 

@@ -121,7 +121,7 @@ def test_tasks_of_a_client_in_another_language_run(kit: SyncKit) -> None:
         id = vector["enqueue"]["id"] or f"id-{number}"
         reply = client.enqueue((id, vector["enqueue"]), flow=name == "flow control")
         assert reply == b"created", name
-    locked = vectors["options"]["enqueue"]  # has the lock of id-3 and the same nonce
+    locked = vectors["options"]["enqueue"]  # this task has the lock of id-3 and the same nonce
     assert client.enqueue(("another", locked), flow=True) == [b"duplicate", b"id-3"]
     kit.drain()
     kit.advance(seconds=60)

@@ -173,7 +173,7 @@ def test_data_outlives_the_users(folder: Path) -> None:
 
 
 def test_changing_users_lose_no_data(folder: Path) -> None:
-    """Each time the store stops, the next user may be starting it."""
+    """While one user stops the store, the next user may already be starting it."""
     program = """
 import os, sys, redis
 from qsync.embedded import Embedded
@@ -253,7 +253,7 @@ def test_next_start_repairs_a_store_without_a_guardian(
             assert store.get("key") == b"value"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="on other systems, the next guardian stops it")
+@pytest.mark.skipif(sys.platform != "linux", reason="Valkey ends with its guardian only on Linux")
 def test_killed_guardian_stops_valkey(folder: Path) -> None:
     """While Valkey is running, its lock prevents another Valkey from using the data."""
     with user(folder):

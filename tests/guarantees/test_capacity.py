@@ -71,7 +71,7 @@ def test_three_primaries_have_over_twice_the_throughput_of_one(
     for _ in range(ROUNDS):
         together = asyncio.run(work(cluster, prefix, one))
         apart = asyncio.run(work(cluster, prefix, three))
-        measured("capacity of three primaries, of one", together / apart)
+        measured("capacity of three primaries divided by that of one", together / apart)
         if together / apart >= 2.0:
             break
     assert together / apart >= 2.0

@@ -71,8 +71,8 @@ def test_servers_with_wrong_and_jumping_clocks_run_every_task_once(
     late = [
         event.wall_us / 1e6 - due[event.id] for event in starts if event.id.startswith("timer-")
     ]
-    measured("wrong clocks, timers, earliest, s", min(late))
-    measured("wrong clocks, timers, latest, s", max(late))
+    measured("wrong clocks: smallest delay of a timer, in seconds", min(late))
+    measured("wrong clocks: largest delay of a timer, in seconds", max(late))
     assert min(late) >= 0
     assert {event.crashes for event in starts} == {0}
     runs = Counter((event.id, event.attempt) for event in starts)

@@ -27,8 +27,8 @@ over some hundreds of tasks, but not over ten."""
 
 @pytest.fixture(scope="module")
 def replicated() -> Iterator[Cluster]:
-    """Start a cluster for this module. If the cluster loses a primary, it continues with the
-    others."""
+    """Start a cluster for this module. If the cluster loses a primary, it continues with the other
+    primaries."""
     with Cluster(config={"cluster-require-full-coverage": "no"}) as cluster:
         yield cluster
 
@@ -121,7 +121,7 @@ def test_queues_on_different_primaries_share_by_weight(
     asyncio.run(main())
     counts = Counter(order[:SHARED])
     wrong = max(abs(counts[queue] / SHARED - weight / 9) for queue, weight in weights.items())
-    measured(f"cluster, shares of the first {SHARED} tasks, largest deviation", wrong)
+    measured(f"cluster: largest deviation of the queues' shares of the first {SHARED} tasks", wrong)
     assert wrong <= 0.02, counts
 
 
@@ -187,7 +187,7 @@ async def drained(store: Cluster | Sentinel, prefix: str, queues: list[str]) -> 
 
 @pytest.mark.faults(51, 52)
 @pytest.mark.guarantee(7)
-@pytest.mark.parametrize("how", ["killed", pytest.param("standing", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["killed", pytest.param("paused", marks=pytest.mark.slow)])
 def test_other_queues_continue_while_a_primary_is_down(
     replicated: Cluster, prefix: str, measured: Measured, how: str
 ) -> None:
@@ -210,18 +210,23 @@ def test_other_queues_continue_while_a_primary_is_down(
                     gaps = {queue: stream.longest_gap(queue, killed_at) for queue in queues}
                     assert not server.broken
                 await drained(replicated, prefix, queues)
-            measured(f"cluster, primary {how}, seconds until the hit queue ran again", gaps[hit])
             measured(
-                f"cluster, primary {how}, longest gap of the others, s",
+                f"cluster, primary {how}: seconds until tasks of its queue ran again", gaps[hit]
+            )
+            measured(
+                f"cluster, primary {how}: longest time without a run in another queue, in seconds",
                 max(gaps[one] for one in others),
             )
-            measured(f"cluster, primary {how}, least share of their rate", min(shares))
-            measured(f"cluster, primary {how}, tasks lost with the primary", len(stream.lost(hit)))
+            measured(
+                f"cluster, primary {how}: lowest share of its rate that another queue kept",
+                min(shares),
+            )
+            measured(f"cluster, primary {how}: tasks lost with the primary", len(stream.lost(hit)))
             # The node timeout is 1 s. The cluster waits 5 s longer for a node that is stopped but
             # not dead.
             assert gaps[hit] <= (6 if how == "killed" else 9)
             assert max(gaps[one] for one in others) <= 1
-            if how == "standing":  # a killed node is soon replaced by its replica
+            if how == "paused":  # a killed node is soon replaced by its replica
                 assert min(shares) >= 0.9
             assert [stream.lost(one) for one in others] == [set(), set()]
             assert len(stream.lost(hit)) <= 5  # writes that the replica had not received
@@ -235,7 +240,8 @@ def test_other_queues_continue_while_a_primary_is_down(
 def test_unanswered_fetch_blocks_no_slot_of_other_queues(
     replicated: Cluster, prefix: str, measured: Measured
 ) -> None:
-    """Even the only slot stays free, although the fetch may have leased a task for it."""
+    """The server's only slot stays free for other queues, although the unanswered fetch may have
+    leased a task for it."""
     queues = queues_on_each(replicated, prefix)
     hit, *others = queues
     victim = replicated.holder(f"{{{prefix}:{hit}}}:tasks")
@@ -267,7 +273,7 @@ def test_unanswered_fetch_blocks_no_slot_of_other_queues(
         longest = asyncio.run(main())
     finally:
         victim.resume()
-    measured("cluster, primary standing, longest wait for the only slot, s", longest)
+    measured("cluster, primary paused: longest wait for the only slot, in seconds", longest)
     assert longest <= 2
     wait_until(replicated.settled, timeout=20)
 
@@ -302,8 +308,8 @@ def test_tasks_continue_after_sentinel_changes_the_primary(
                         gap = stream.longest_gap("default", began)
                         assert not server.broken
                     await drained(sentinel, prefix, ["default"])
-                measured(f"sentinel, {how}, longest gap, s", gap)
-                measured(f"sentinel, {how}, tasks lost", len(stream.lost("default")))
+                measured(f"Sentinel, {how}: longest time without a run, in seconds", gap)
+                measured(f"Sentinel, {how}: tasks lost", len(stream.lost("default")))
                 assert gap <= 8
                 assert len(stream.lost("default")) <= 5
 

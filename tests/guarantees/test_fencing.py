@@ -107,8 +107,8 @@ def test_a_zombie_changes_nothing(
     assert after | {"type_reports": {}} == before | {"type_reports": {}}
     ends = history.of("end", pid=zombie.pid)
     fails = history.of("fail", pid=zombie.pid)
-    measured("zombie, completions and failures refused", len(ends) + len(fails))
-    measured("zombie, counted as lost", counter(valkey, prefix, "lost"))
+    measured("zombie: completions and failures that the store refused", len(ends) + len(fails))
+    measured("zombie: tasks counted as lost", counter(valkey, prefix, "lost"))
     assert len(ends) + len(fails) >= 10
 
     async def check_results() -> None:
@@ -145,6 +145,6 @@ def test_the_handlers_of_a_zombie_are_cancelled_within_100_ms(
         zombie.resume()
         cancelled = history.wait("cancelled", at * LONG, pid=zombie.pid)
         delays += [event.at - resumed_at for event in cancelled[-LONG:]]
-    measured("zombie's handlers cancelled after, most seconds", max(delays))
+    measured("zombie: longest time until a handler was cancelled, in seconds", max(delays))
     assert max(delays) <= 0.1
     assert left_over(valkey.client(), prefix) == {}

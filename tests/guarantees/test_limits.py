@@ -1,4 +1,4 @@
-"""Tasks that wait for a limit cost some memory each, and do not slow down other tasks."""
+"""Each task that waits for a limit takes some memory, but does not slow down other tasks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support.stores import available, wait_until
 
 WAITING = 50_000
 MOST_BYTES = 105
-"""Maximum memory that a limit of 11 characters adds to a waiting task. The actual amount is about
-95 bytes: an entry among the waiters, and the limit in the message."""
+"""Maximum memory that a limit whose name has 11 characters adds to a waiting task, in bytes. The
+actual amount is about 95 bytes for an entry among the waiters and the limit in the message."""
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def fill(rig: Rig, count: int, *limits: str) -> float:
 
 
 def commands_of_a_fetch(rig: Rig) -> dict[str, int]:
-    """Return how often a fetch that leases one task with another key runs each command."""
+    """Return how often each command runs during a fetch that leases one task with another key."""
     rig.enqueue("first", "second")
     assert len(rig.fetch(1).ids) == 1  # the task that holds the limit
     assert rig.fetch(1).ids == ["first"]

@@ -66,7 +66,7 @@ def test_full_queues_share_by_weight(
     for count in (900, 9000):
         found = shares(order[:count])
         wrong = max(abs(found[queue] - weight / 9) for queue, weight in WEIGHTS.items())
-        measured(f"shares of the first {count} tasks, largest deviation", wrong)
+        measured(f"largest deviation of the queues' shares of the first {count} tasks", wrong)
         assert wrong <= 0.02, found
 
 
@@ -91,7 +91,7 @@ def test_queues_whose_tasks_have_limits_share_by_weight(
     asyncio.run(main())
     found = shares(order[:1800])
     wrong = max(abs(found[queue] - weight / 9) for queue, weight in WEIGHTS.items())
-    measured("shares of queues with limited tasks, largest deviation", wrong)
+    measured("largest deviation of the shares of queues whose tasks have limits", wrong)
     assert wrong <= 0.05, found
 
 
@@ -113,7 +113,7 @@ def test_tasks_with_an_open_limit_keep_their_place_among_others(
 
     asyncio.run(main())
     places = [place for place, id in enumerate(order) if id in {f"l{n}" for n in range(100)}]
-    measured("last of the tasks 300 to 399, which have a limit", places[-1])
+    measured("position at which the last of tasks 300 to 399 ran; these have a limit", places[-1])
     assert [order[place] for place in places] == [f"l{n}" for n in range(100)]
     assert places[-1] < 1500  # tasks that had already been leased run first
 
@@ -130,20 +130,20 @@ def test_the_share_of_an_empty_queue_goes_to_the_others(
             async with b.server(mux, queues=WEIGHTS, prefetch=prefetch):
                 await until(lambda: len(order) >= 9500, timeout=30)
 
-    # Repeat the measurement: a process that gets no CPU time for 100 ms assumes that the node of
-    # its queue has stopped.
+    # Repeat the measurement, because a process that gets no CPU time for 100 ms assumes that the
+    # node of its queue has stopped.
     for _ in range(ROUNDS):
         order: list[str] = []
         asyncio.run(main(order))
         last = max(at for at, queue in enumerate(order) if queue == "critical")
-        measured("position of the last task of weight 5", last)
+        measured("position at which the last task of the queue of weight 5 ran", last)
         if last < 1200:
             break
     # While all three queues were full, tasks ran by weight. Afterwards, the remaining two queues
     # share 3 to 1.
     assert last < 1200
     found = shares(order[last + 1 : last + 4001])
-    measured("share of weight 3 beside 1 once weight 5 is empty", found["default"])
+    measured("share of the queue of weight 3 after that of weight 5 has emptied", found["default"])
     assert abs(found["default"] - 0.75) <= 0.02
 
 
@@ -163,7 +163,9 @@ def test_a_queue_of_weight_1_does_not_starve_beside_one_of_1000(
 
     asyncio.run(main())
     early = order[:9000].count("light")
-    measured("tasks of weight 1 beside 1000, in the first 9,000", early)
+    measured(
+        "tasks of the queue of weight 1 among the first 9,000, beside a queue of weight 1000", early
+    )
     assert 5 <= early <= 30
 
 
@@ -189,9 +191,9 @@ def test_a_queue_that_was_empty_does_not_wait_for_a_full_one(
     asyncio.run(main())
     begins = [at for at, what in enumerate(order) if what == "enqueued"]
     between = [order[begin : order.index("late", begin)].count("full") for begin in begins]
-    measured("tasks of a full queue before those of a queue that was empty, at most", max(between))
-    assert order.count("full") < 20_000, "the full queue was empty too early to tell"
-    # Leased tasks that are not running yet last for about 0.1 s.
+    measured("maximum number of tasks that ran before a new task of an empty queue", max(between))
+    assert order.count("full") < 20_000, "the full queue ran empty during the measurement"
+    # It takes the server about 0.1 s to run the tasks that it has already leased.
     assert max(between) < 5000
 
 
@@ -223,5 +225,7 @@ def test_a_tenant_with_few_tasks_does_not_wait_for_one_with_many(
     last = max(at for at, tenant in enumerate(order) if tenant == "few")
     between = order[begin:last].count("many")
     assert order[:begin].count("many") < 9000, "the first tenant ended before the second began"
-    measured("tasks of the first tenant before the second was done", between)
+    measured(
+        "tasks of the first tenant that ran before the second tenant's tasks had ended", between
+    )
     assert between < 400

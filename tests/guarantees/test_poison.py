@@ -73,8 +73,11 @@ def test_poison_task_starts_three_times_and_other_tasks_succeed(
     concurrency: int,
 ) -> None:
     tasks, poison = mixed(random.Random(seed))
-    measured("poison is at", [one.id for one in tasks].index(poison))
-    measured("poison by id is at", sorted(str(one.id) for one in tasks).index(poison))
+    measured("position of the poison task", [one.id for one in tasks].index(poison))
+    measured(
+        "position of the poison task in the order of ids",
+        sorted(str(one.id) for one in tasks).index(poison),
+    )
 
     def start() -> ServerProcess:
         return launch(valkey.url, ready=False, concurrency=concurrency)
@@ -97,8 +100,11 @@ def test_poison_task_starts_three_times_and_other_tasks_succeed(
             assert info.crashes == 3
 
     asyncio.run(main())
-    measured("starts of innocents", len(history.of("start")) - 3)
-    measured("most crashes per task", max(e.crashes for e in history.of("start") if e.id != poison))
+    measured("starts of the other tasks", len(history.of("start")) - 3)
+    measured(
+        "maximum number of crashes of another task",
+        max(e.crashes for e in history.of("start") if e.id != poison),
+    )
     assert len(history.of("start", id=poison)) == 3
     assert history.ids("end") == {one.id for one in tasks} - {poison}
     left = left_over(valkey.client(), prefix)

@@ -61,8 +61,8 @@ def test_tasks_of_a_killed_server_start_again_within_lease_and_sweep(
         phase_s = chance.uniform(0, 0.4)
         victim, found = kill_and_watch(launch, valkey.url, prefix, victim, phase_s)
         delays += found
-    measured("recovery, most seconds", max(delays))
-    measured("recovery, least seconds", min(delays))
+    measured("recovery: longest delay, in seconds", max(delays))
+    measured("recovery: shortest delay, in seconds", min(delays))
     assert max(delays) <= 1.2
     assert left_over(valkey.client(), prefix) == {}
 
@@ -75,7 +75,7 @@ def test_tasks_start_again_within_35_seconds_with_the_defaults(
 ) -> None:
     victim = launch(valkey.url, lease=30.0, sweep=5.0)
     _, delays = kill_and_watch(launch, valkey.url, prefix, victim, 0.0)
-    measured("recovery with the defaults, most seconds", max(delays))
+    measured("recovery with default settings: longest delay, in seconds", max(delays))
     assert max(delays) <= 35
 
 
@@ -89,11 +89,12 @@ def test_lost_wake_delays_a_task_by_no_more_than_a_sweep(
         call = ops.enqueue(QueueKeys(prefix, "default"), [new_task(task(), new_nonce())])
         with valkey.client() as client, client.pipeline(transaction=True) as pipe:
             pipe.eval(call.script.text, len(call.keys), *call.keys, *call.args)
-            pipe.delete(QueueKeys(prefix, "default").key("wake"))  # no server sees the wake
+            # No server sees the wake-up message.
+            pipe.delete(QueueKeys(prefix, "default").key("wake"))
             enqueued_at = time.monotonic()
             pipe.execute()
         delays.append(history.wait("start", at)[-1].at - enqueued_at)
-    measured("wake lost, most seconds until the start", max(delays))
+    measured("wake-up message lost: longest time until the task started, in seconds", max(delays))
     assert max(delays) <= 0.6
 
 
@@ -102,8 +103,8 @@ BURST = 200
 
 @pytest.mark.faults(42)
 def test_burst_during_upkeep_runs_at_once(valkey: Store, prefix: str, measured: Measured) -> None:
-    """Upkeep finds the tasks before a wake arrives, and a full batch shows that there are
-    more."""
+    """Upkeep finds the tasks before a wake-up message arrives, and a full batch shows that there
+    are more."""
     chance, mux, ran = random.Random(7), Mux(), list[str]()
 
     @mux.handle("note")
@@ -124,5 +125,5 @@ def test_burst_during_upkeep_runs_at_once(valkey: Store, prefix: str, measured: 
         return took
 
     took = asyncio.run(main())
-    measured("bursts of 200, the longest took, s", max(took))
+    measured("bursts of 200 tasks: duration of the longest, in seconds", max(took))
     assert max(took) < 1  # at ten tasks per sweep, a burst would take 2 s

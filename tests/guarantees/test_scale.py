@@ -20,8 +20,8 @@ CHUNK = 100_000
 DRAINED = 100_000
 
 ROUNDS = 3
-"""Number of rounds, of which one without a slow script is enough: other load on the machine may
-delay the store in the middle of a script."""
+"""Maximum number of rounds. One round without a slow script is enough, because other load on the
+machine may delay the store in the middle of a script."""
 
 
 @pytest.mark.faults(29)
@@ -57,7 +57,7 @@ def test_no_script_takes_over_10_ms_with_a_million_pending_and_a_million_schedul
             second.terminate()
             second.wait()
             slow = slow_scripts(store)
-            measured("scale, scripts over 10 ms", slow)
+            measured("scale: scripts that took over 10 ms", slow)
             assert client.zcard(f"{base}:scheduled") >= MANY
             if not slow:
                 break

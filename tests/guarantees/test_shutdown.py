@@ -66,8 +66,11 @@ def test_task_running_after_the_grace_is_handed_back_and_starts_elsewhere(
         event.at for event in history.of("left" if deaf else "cancelled", pid=leaving.pid)
     )
     history.wait("end", TASKS)
-    measured("shutdown, seconds until the exit", left_s)
-    measured("shutdown, seconds from hand-back to the last start", again[-1].at - handed_back_at)
+    measured("shutdown: seconds until the server exited", left_s)
+    measured(
+        "shutdown: seconds from the hand-back of tasks until all had started elsewhere",
+        again[-1].at - handed_back_at,
+    )
     assert status == 0
     assert left_s <= GRACE_S + 2
     assert again[-1].at - handed_back_at <= 1
@@ -96,7 +99,7 @@ def test_a_second_signal_hands_back_at_once(
     history.wait("start", TASKS, pid=leaving.pid)
     leaving.terminate()
     wait_until(lambda: "stopping: " in leaving.log())
-    same_ends = time.monotonic() + SAME_SIGNAL_S + 0.1  # a repeated signal counts after this
+    same_ends = time.monotonic() + SAME_SIGNAL_S + 0.1  # after this, another signal counts
     wait_until(lambda: time.monotonic() > same_ends)
     told_at = time.monotonic()
     leaving.terminate()
@@ -105,7 +108,7 @@ def test_a_second_signal_hands_back_at_once(
     staying = launch(valkey.url, **config)
     again = history.wait("start", TASKS, pid=staying.pid)
     history.wait("end", TASKS, pid=staying.pid)
-    measured("second signal, seconds until the exit", left_s)
+    measured("second signal: seconds until the server exited", left_s)
     assert status == 0
     assert left_s <= 1
     assert {(event.attempt, event.crashes) for event in again} == {(1, 0)}
@@ -131,7 +134,7 @@ def test_third_signal_ends_the_process_and_leases_recover_its_tasks(
             same_ends = time.monotonic() + SAME_SIGNAL_S + 0.1
             wait_until(lambda ends=same_ends: time.monotonic() > ends)  # type: ignore[misc]
     status = leaving.wait(timeout=10)
-    measured("third signal, seconds until the exit", time.monotonic() - told_at)
+    measured("third signal: seconds until the server exited", time.monotonic() - told_at)
     assert status == 1
     assert time.monotonic() - told_at <= 0.5
     own_store.resume()
@@ -158,12 +161,14 @@ def test_restarting_servers_neither_lose_nor_repeat_a_task(
         history.wait("start", chance.randrange(1, 100), pid=leaving.pid)
         leaving.terminate()
         assert leaving.wait() == 0
-        assert len(history.of("end")) < len(tasks), "all tasks were done too early to tell"
+        assert len(history.of("end")) < len(tasks), "all tasks ended too soon"
         leaving = coming.wait_ready()
     history.wait("end", len(tasks), timeout=20)
     starts = history.of("start")
-    measured("come and go, starts", len(starts))
-    measured("come and go, starts on the last", len(history.of("start", pid=leaving.pid)))
+    measured("servers replaced: starts", len(starts))
+    measured(
+        "servers replaced: starts on the last server", len(history.of("start", pid=leaving.pid))
+    )
     assert len(starts) == len(tasks)
     assert {(event.attempt, event.crashes) for event in starts} == {(1, 0)}
     wait_until(lambda: left_over(valkey.client(), prefix) == {})

@@ -22,7 +22,8 @@ LEAST_SHARE = 0.2
 
 
 class Took(NamedTuple):
-    """Wall time, and the CPU time of this process, which other load does not affect, in seconds."""
+    """Wall time and CPU time of this process, in seconds. Other load does not affect the CPU
+    time."""
 
     wall: float
     cpu: float
@@ -78,8 +79,8 @@ async def enqueue_at_once(b: Bench, count: int) -> float:
 
 
 async def round_of(store: Store, prefix: str, measured: Measured) -> Took:
-    """Measure the floor and a drain once; return the time of the floor as a share of that of the
-    drain."""
+    """Measure the floor and a drain once; return the floor's time as a share of the drain's
+    time."""
     mux, seen, all_seen = Mux(), 0, asyncio.Event()
 
     @mux.handle("noop")
@@ -92,7 +93,7 @@ async def round_of(store: Store, prefix: str, measured: Measured) -> Took:
     async with bench(store.url, prefix) as b:
         enqueueing = time.perf_counter()
         await b.client.enqueue_many([Task("noop") for _ in range(TASKS)])
-        measured("enqueue_many, tasks a second", TASKS / (time.perf_counter() - enqueueing))
+        measured("enqueue_many: tasks per second", TASKS / (time.perf_counter() - enqueueing))
         with store.client() as client:
             messages = list(client.hvals(f"{QueueKeys(prefix, 'default').base}:tasks"))
         least = await floor(messages, noop)
@@ -102,12 +103,14 @@ async def round_of(store: Store, prefix: str, measured: Measured) -> Took:
         async with b.server(mux, lease=30.0, sweep=5.0):
             await all_seen.wait()
             drain = Took.now().since(began)
-        measured("floor, tasks a second", TASKS / least.wall)
-        measured("drain, tasks a second", TASKS / drain.wall)
-        measured("drain as a share of the floor", least.wall / drain.wall)
-        measured("the same by CPU time", least.cpu / drain.cpu)
+        measured("floor: tasks per second", TASKS / least.wall)
+        measured("drain: tasks per second", TASKS / drain.wall)
+        measured("drain rate as a share of the floor's rate", least.wall / drain.wall)
+        measured("drain rate as a share of the floor's rate, by CPU time", least.cpu / drain.cpu)
         count = 20_000
-        measured("enqueue by 100 callers, tasks/s", count / await enqueue_at_once(b, count))
+        measured(
+            "enqueue by 100 callers: tasks per second", count / await enqueue_at_once(b, count)
+        )
         async with b.server(mux):
             await wait_until_async(lambda: left_over(store.client(), prefix) == {})
     return Took(least.wall / drain.wall, least.cpu / drain.cpu)

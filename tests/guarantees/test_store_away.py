@@ -1,5 +1,5 @@
-"""During a store outage, servers wait without using much CPU time. Afterwards, they settle all
-tasks."""
+"""During a store outage, servers wait without using much CPU time. When the store returns, they
+settle all tasks."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def completed(store: Store, prefix: str) -> int:
     ("how", "servers", "lease_s"),
     [
         ("killed", 1, 1.0),
-        ("standing", 2, 30.0),
-        pytest.param("standing", 1, 1.0, marks=pytest.mark.slow),
+        ("paused", 2, 30.0),
+        pytest.param("paused", 1, 1.0, marks=pytest.mark.slow),
         pytest.param("killed", 2, 30.0, marks=pytest.mark.slow),
     ],
 )
@@ -66,7 +66,7 @@ def test_tasks_survive_an_outage_of_the_store(
         (server.cpu_s() - cpu_s) / (time.monotonic() - since)
         for server, (cpu_s, since) in zip(running, before, strict=True)
     ]
-    measured("store away, largest share of a core that a server used", max(shares))
+    measured("store down: largest share of a core that a server used", max(shares))
     own_store.start() if how == "killed" else own_store.resume()
     assert own_store.command("PING")
     returned_at = time.monotonic()
@@ -75,8 +75,13 @@ def test_tasks_survive_an_outage_of_the_store(
     late_s = time.monotonic() - returned_at
     wait_until(lambda: completed(own_store, prefix) == TASKS)
     last_end = max(event.at for event in history.of("end"))
-    measured("store away, seconds to settle tasks that ended meanwhile", late_s)
-    measured("store away, seconds to settle the last", time.monotonic() - last_end)
+    measured(
+        "store down: seconds from its return until the tasks that had ended were settled", late_s
+    )
+    measured(
+        "store down: seconds from the last end of a task until it was settled",
+        time.monotonic() - last_end,
+    )
     assert late_s <= 2
     assert all(server.running for server in running)
     starts = history.of("start")
@@ -94,8 +99,8 @@ def test_tasks_survive_an_outage_of_the_store(
 def test_two_servers_with_expired_leases_repeat_nothing(
     own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """Leases expire while the store is unavailable. When it returns, each server can renew its own
-    leases."""
+    """Leases expire while the store is unavailable. When the store returns, each server can renew
+    its own leases."""
     running = [launch(own_store.url, lease=1.5, concurrency=TASKS) for _ in range(2)]
 
     async def enqueue() -> None:
@@ -110,7 +115,7 @@ def test_two_servers_with_expired_leases_repeat_nothing(
     own_store.start()
     wait_until(lambda: completed(own_store, prefix) == TASKS, timeout=20)
     starts = history.of("start")
-    measured("store away, tasks run again because their leases expired", len(starts) - TASKS)
+    measured("store down: tasks that ran again because their leases expired", len(starts) - TASKS)
     assert all(server.running for server in running)
     assert len(starts) == len({event.id for event in starts}) == TASKS
     with own_store.client() as client:

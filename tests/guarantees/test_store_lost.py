@@ -43,8 +43,8 @@ def lose_all(store: Store, how: str) -> None:
 def test_servers_survive_the_loss_of_all_data(
     forgetful: Store, prefix: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Running handlers are stopped, or their results are discarded. New tasks run at once on both
-    servers."""
+    """Running handlers are stopped, or their results are discarded. Both servers run new tasks
+    immediately."""
     caplog.set_level(logging.WARNING, logger="qsync")
 
     async def main() -> list[Server]:

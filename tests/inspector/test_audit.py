@@ -479,8 +479,8 @@ def test_key_of_the_wrong_type_is_named_and_left(rig: Rig) -> None:
 
 
 def test_audit_accepts_larger_scan_pages(rig: Rig) -> None:
-    """The store returns all entries of a key with a compact encoding in one step of a scan, however
-    many there are."""
+    """If a key has a compact encoding, the store returns all its entries in one step of a scan,
+    however many there are."""
     setting = "zset-max-listpack-entries"
     before = rig.client.config_get(setting)[setting]
     rig.client.config_set(setting, 20_000)

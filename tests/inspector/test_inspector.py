@@ -146,8 +146,9 @@ def test_latency_counts_from_when_a_task_could_run(store: Store, prefix: str) ->
             message = client.hget(bed.keys().key("tasks"), "later")
             early = message[:3] + (1_000_000).to_bytes(8) + message[11:]
             client.hset(bed.keys().key("tasks"), "later", early)
-            assert (await bed.inspector.overview()).queues[0].latency < 60  # runnable since `run`
-            client.delete(bed.keys().key("progress"))  # removes that time
+            # The latency counts from `run`, whose time is stored under the key `progress`.
+            assert (await bed.inspector.overview()).queues[0].latency < 60
+            client.delete(bed.keys().key("progress"))
         now = (await bed.inspector.overview()).at.timestamp()
         latency = (await bed.inspector.overview()).queues[0].latency
         assert latency == pytest.approx(now - 1 - 3600, abs=30)
@@ -606,7 +607,7 @@ def test_two_dead_tasks_with_one_lock_do_not_both_run(store: Store, prefix: str)
 
 
 def test_task_that_dies_again_is_not_retried_twice(store: Store, prefix: str) -> None:
-    """If such tasks were retried again, a task that fails at once would be retried forever."""
+    """If such tasks were retried again, a task that fails immediately would be retried forever."""
 
     async def work(bed: Bed) -> None:
         await bed.dead(*tasks(*[f"{n:03}" for n in range(350)]))

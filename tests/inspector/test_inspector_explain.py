@@ -62,7 +62,7 @@ def test_pending_task_has_an_estimated_wait(store: Store, prefix: str) -> None:
         told = asyncio.create_task(bed.inspector.explain("t999", measure=0.5))
         await bed.complete(await bed.lease(100), 60, b"")
         found = await told
-        if found.rate is None or not found.rate:  # the server's second read came before the work
+        if found.rate is None or not found.rate:  # `explain` read twice before the tasks ended
             found = await bed.inspector.explain("t999", measure=0.5)
         assert found.rate is not None
         assert found.rank == 899
@@ -281,7 +281,7 @@ def test_debounced_task_is_explained(store: Store, prefix: str) -> None:
         detail = await bed.inspector.task("a")
         assert detail is not None
         assert detail.next_run_at == told.at is not None
-        assert detail.value() == 2, "the payload that runs now"
+        assert detail.value() == 2, "the payload of the running attempt"
 
     run(store, prefix, work)
 

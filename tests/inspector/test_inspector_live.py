@@ -246,8 +246,8 @@ async def test_request_is_carried_out_even_if_sent_as_soon_as_the_server_is_visi
 
 @pytest.mark.faults(77)
 async def test_nothing_starts_after_a_pause(store: Store, prefix: str) -> None:
-    """Tasks that were fetched before the pause start or are handed back within a second; no others
-    start."""
+    """Within a second, tasks that were fetched before the pause start or are handed back. No other
+    task starts."""
 
     mux, began = Mux(), list[str]()
 

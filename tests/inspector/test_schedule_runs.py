@@ -182,7 +182,7 @@ async def test_backfill_enqueues_each_tick_of_the_interval_once(store: Store, pr
         page = await ann.tasks("default", "pending")
         assert page.total == 4, "each tick has exactly one task"
         [first, *_] = page.tasks
-        assert first.id.endswith("T00:00:00Z"), "of the tick, in UTC"
+        assert first.id.endswith("T00:00:00Z"), "the id has the time of the tick, in UTC"
         [event, *_] = await ann.events(action="schedule.backfill")
         assert (event.by, event.subject) == ("ann", "nightly")
         # A tick that ran is not run again, even if its task has left the queue.

@@ -154,7 +154,7 @@ def test_errors_of_handlers_are_raised(shop: Shop, qsync: Kit) -> None:
             await shop.send.enqueue(Invoice(number))
         await shop.decide.enqueue("skip")
         await shop.decide.enqueue("retry")
-        with pytest.raises(ExceptionGroup, match="3 attempts of tasks failed") as group:
+        with pytest.raises(ExceptionGroup, match="3 task attempts failed") as group:
             await qsync.drain()
         assert group.group_contains(ValueError)
         assert group.group_contains(SkipRetry)

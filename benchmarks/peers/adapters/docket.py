@@ -10,7 +10,8 @@ from benchmarks.peers.loops import use_uvloop
 from benchmarks.peers.shared import CONCURRENCY, URL
 
 COLOUR = "async"
-# The docs of docket recommend more connections than concurrent tasks; redis-py stops at 100.
+# The docs of docket recommend more connections than concurrent tasks; redis-py's default maximum is
+# 100.
 STORE = f"{URL}?max_connections={2 * CONCURRENCY}"
 
 

@@ -20,9 +20,9 @@ from benchmarks.peers.table import BY_NAME, HIREDIS, QSYNC, REDIS, Peer
 from tests.support.stores import Store
 
 PATIENCE = 1200.0
-"""Longest wait until the slot of a killed task is free again, in seconds."""
+"""Time limit for the slot of a killed task to become free again, in seconds."""
 AGAIN_PATIENCE = 400.0
-"""Longest further wait for the killed tasks to run again, in seconds."""
+"""Time limit for the killed tasks to run again after the slot is free, in seconds."""
 SLOTS = 2
 TASKS = 100
 STARTS = 200

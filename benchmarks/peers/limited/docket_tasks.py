@@ -1,4 +1,4 @@
-"""docket with ConcurrencyLimit and RateLimit, run by its worker."""
+"""Tasks for docket's worker with ConcurrencyLimit and RateLimit."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""qsync with `app.limit`, run by `qsync worker`."""
+"""Tasks for `qsync worker` with `app.limit`."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""RQ with RateLimit, which counts queued and running tasks, run by its worker."""
+"""Tasks for RQ's worker with RateLimit, which counts queued and running tasks."""
 
 import sys
 import time

@@ -68,8 +68,8 @@ def mount_dashboard(
 
     Each of `dependencies`, e.g. `Depends(staff)`, runs before every request; to refuse a request,
     it raises an HTTPException. The other options are those of `qsync.web.create_app`; a function
-    for `auth` runs after the dependencies. Raises ConfigError when none of `dependencies`, `token`
-    and `auth` restricts access, or the path is invalid.
+    for `auth` runs after the dependencies. Raises ConfigError if none of `dependencies`, `token`
+    and `auth` restricts access, or if the path is invalid.
     """
     if not isinstance(api, FastAPI):
         raise ConfigError(

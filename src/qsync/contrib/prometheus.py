@@ -59,7 +59,8 @@ LABELLED_LIMITS: Final = 500
 """Maximum number of (queue, limit name) pairs that have their own label."""
 
 LIMITS_READ: Final = 1000
-"""Approximate number of limits in use that are read per queue; each value of a limit counts."""
+"""Approximate maximum number of limits in use to read per queue. Each value of a limit counts
+separately."""
 
 LABELLED_TYPES: Final = 1000
 """Maximum number of (queue, type) pairs that have their own label."""
@@ -249,7 +250,7 @@ class StoreMetrics:
 
 
 class StoreCollector(Collector):
-    """Collects the metrics of all queues of an app, for a registry.
+    """Collects the metrics of all the app's queues for a registry.
 
     Every process would report the same values, so register the collector in only one process, e.g.
     beside the dashboard. The collector reads the store in a separate thread, and closes its
@@ -270,7 +271,7 @@ class StoreCollector(Collector):
         """Return the metrics; if the store does not answer, `qsync_store_up` is 0."""
         with self._lock:
             if time.monotonic() - self._read_at >= CACHE_S:
-                # Use another thread: this one may have a running event loop.
+                # Use another thread, because this one may have a running event loop.
                 with ThreadPoolExecutor(1, "qsync-metrics") as thread:
                     self._last = thread.submit(asyncio.run, self._read()).result()
                 self._read_at = time.monotonic()
@@ -399,7 +400,7 @@ def _schedule_metrics(samples: Sequence[QueueSample]) -> list[Metric]:
 def _limit_metrics(limits: Sequence[LimitInfo]) -> list[Metric]:
     """Return how many tasks hold each limit or wait for it.
 
-    All values of a name share a label; the number of labels is bounded.
+    All values of a limit share the label with the limit's name; the number of labels is bounded.
     """
     labels = ["queue", "limit"]
     in_use = GaugeMetricFamily(

@@ -31,7 +31,8 @@ except ModuleNotFoundError as _error:
     raise missing(_error, "web") from None
 
 if TYPE_CHECKING:
-    # At run time, imported only when the site starts: it needs all packages of the extra.
+    # At run time, these are imported only when the site starts, because they need all packages of
+    # the extra.
     from qsync.web import Dashboard
     from qsync.web.auth import Auth
     from qsync.web.pages import Mask
@@ -46,8 +47,8 @@ CLIENT: Final = "qsync_client"
 """Name of the client in the state that the lifespan yields."""
 
 RUNNING: Final = "qsync_running"
-"""Name, in the site's state, of a list of (app, client) pairs with one pair per running lifespan:
-the lifespans of a site's test clients may overlap."""
+"""Name, in the site's state, of a list with an (app, client) pair for each running lifespan. There
+may be several, because the lifespans of a site's test clients may overlap."""
 
 _SECOND_APP: Final = (
     "lifespan: the site already has the client of another lifespan(...); open the second client in "
@@ -58,10 +59,10 @@ _SECOND_APP: Final = (
 def lifespan(app: Qsync, inner: Lifespan | None = None) -> Lifespan:
     """Return a lifespan for Starlette or FastAPI that opens a client of the app and closes it.
 
-    `inner` is a lifespan of your own. Your lifespan starts after the client is opened and ends
-    before the client is closed. The state that your lifespan yields is in `request.state` as usual.
-    When the site stops, the shared clients of the app, which `task.enqueue()` uses, are closed as
-    well.
+    `inner` is your own lifespan, which also runs. Your lifespan starts after the client is opened
+    and ends before the client is closed. The state that your lifespan yields is in `request.state`
+    as usual. When the site stops, the shared clients of the app, which `task.enqueue()` uses, are
+    closed as well.
     """
 
     if not isinstance(app, Qsync):
@@ -102,7 +103,7 @@ def _running(site: Starlette) -> list[tuple[Qsync, AsyncClient]]:
 def client_of(connection: HTTPConnection) -> AsyncClient:
     """Return the client that `lifespan(app)` opened, for a request or a WebSocket of the site.
 
-    Raises ConfigError when no such lifespan is running.
+    Raises ConfigError if no such lifespan is running.
     """
     client: AsyncClient | None = getattr(connection.state, CLIENT, None)
     if client is None:  # the server, or a test, has not passed on the lifespan's state
@@ -132,8 +133,8 @@ def mount_dashboard(
 ) -> None:
     """Mount the dashboard of the app at a path of the site; it starts and stops with the site.
 
-    The options are those of `qsync.web.create_app`. Raises ConfigError when neither `token` nor
-    `auth` restricts access, or the path is invalid.
+    The options are those of `qsync.web.create_app`. Raises ConfigError if neither `token` nor
+    `auth` restricts access, or if the path is invalid.
     """
     if not isinstance(site, Starlette):
         raise ConfigError(f"site: {shorten(site)} is not a Starlette application")

@@ -66,7 +66,7 @@ class CallingThread:
         return future.cancel()
 
     def take_back(self, waited_s: float) -> None:
-        """Do nothing: the waiting thread runs all calls."""
+        """Do nothing, because the waiting thread runs all calls."""
 
     async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - as ThreadPool.close
         """Do nothing, since the thread does not belong to a pool."""

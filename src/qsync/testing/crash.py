@@ -27,7 +27,7 @@ POLL_S: Final = 0.001
 """Interval at which to check whether a handler has begun, in seconds."""
 
 SETTLING: Final = {"complete": "complete", "retry": "failure", "kill": "failure"}
-"""The event that each of these scripts records, as it is named in crash points."""
+"""For each script that settles a task, the name that crash points use for the recorded event."""
 
 
 class CrashPlan:
@@ -80,7 +80,7 @@ class CrashPlan:
 
 
 async def _begun() -> None:
-    """Wait until a handler has the thread or process that it waits for."""
+    """Wait until a handler has a thread or process to run in."""
     leased = getattr(running.get(None), "_leased", None)
     while leased is not None and leased.waits:  # noqa: ASYNC110 - a thread changes it, without an event
         await asyncio.sleep(POLL_S)

@@ -29,7 +29,7 @@ BATCH_WAIT_S = 0.05
 enqueues."""
 
 LEASES = 250
-"""Number of leases to read at once."""
+"""Number of leases to read per call."""
 
 
 class Drain:
@@ -156,7 +156,7 @@ class Drain:
         if len(errors) == 1:
             raise errors[0]
         if errors:
-            raise BaseExceptionGroup(f"drain: {len(errors)} attempts of tasks failed", errors)
+            raise BaseExceptionGroup(f"drain: {len(errors)} task attempts failed", errors)
 
 
 def _noted(task: TaskInfo, error: Any) -> BaseException:

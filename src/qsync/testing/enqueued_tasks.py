@@ -21,7 +21,7 @@ from qsync.value_text import shorten
 
 @runtime_checkable
 class DjangoTask(Protocol):
-    """A task of django.tasks, as a protocol because the package may not be installed."""
+    """Protocol for tasks of django.tasks, because that package may not be installed."""
 
     @property
     def module_path(self) -> str:
@@ -50,7 +50,7 @@ class AskedTask:
     """Parameters of the function by name; empty for a type of a Mux."""
 
     arguments: Callable[[TaskInfo], dict[str, Any]]
-    """Returns the arguments of a task by name."""
+    """Function that returns the arguments of a task by name."""
 
     def check(self, arguments: Mapping[str, Any], queue: str | None) -> None:
         """Raise InvalidTask if the task has no arguments with these names."""
@@ -79,7 +79,8 @@ class AskedTask:
 
 
 def asked_task(task: AnyTask) -> AskedTask:
-    """Return the description of a task; raise ConfigError for anything else."""
+    """Return the type of a task and how to read its arguments; raise ConfigError if this is not a
+    task."""
     if isinstance(task, str):
         return AskedTask(task, {}, lambda info: {"payload": info.value()})
     if isinstance(task, BatchFunction):
@@ -184,7 +185,7 @@ def statuses(broker: Broker, prefix: str) -> Iterator[TaskStatus]:
 
 
 def queues_of(broker: Broker, prefix: str) -> list[str]:
-    """Return the names of the queues of a prefix."""
+    """Return the names of the queues that have this prefix."""
     names: set[str] = set()
     cursor = "0"
     while True:

@@ -33,7 +33,7 @@ def task_info(
 
         assert await crawl(task_info(attempt=2), "https://example.com") == 200
 
-    `enqueued_at` defaults to now. Raises InvalidTask when a time is not an aware datetime.
+    `enqueued_at` defaults to now. Raises InvalidTask if a time is not an aware datetime.
     """
     return TaskInfo(
         id=id, type=type, payload=payload, queue=queue, retry=retry, attempt=attempt,

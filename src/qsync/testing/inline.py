@@ -50,11 +50,11 @@ def inline(app: Qsync) -> Iterator[None]:
 
     A task goes through the same encoding, argument checks and middleware as on a server. A blocking
     enqueue runs `def` handlers in the calling thread; `await enqueue()` runs them in another
-    thread. Tasks run at once, even with a `delay`. There are no retries: the enqueue raises the
-    error of the handler, including a Snooze. Unique locks, timeouts, schedules and the lifespan
-    have no effect. Handlers with `executor="process"` run in a thread. A batch handler receives one
-    task per call. The handle has a result if the task has a retention. `current().state` comes from
-    `qsync.testing.context` around the block.
+    thread. Tasks run immediately, even with a `delay`. There are no retries. Instead, the enqueue
+    raises the handler's error, including a Snooze. Unique locks, timeouts, schedules and the
+    lifespan have no effect. Handlers with `executor="process"` run in a thread. A batch handler
+    receives one task per call. The handle has a result if the task has a retention.
+    `current().state` comes from `qsync.testing.context` around the block.
     """
     if not isinstance(app, Qsync):
         raise ConfigError(f"inline: {shorten(app)} is not a Qsync")
@@ -84,7 +84,9 @@ class _Runs:
         for queue, ended_id in self.ended:
             if ended_id == id:
                 return queue
-        raise TaskNotFound(f"task {id}: no task with this id and a retention has run inline")
+        raise TaskNotFound(
+            f"task {id}: no task with this id has run inline, or the task had no retention"
+        )
 
     def run_here(self, task: NewTask) -> None:
         """Run a task, with its `def` handler in this thread."""

@@ -193,7 +193,7 @@ class Kit(_AnyKit):
         """Run the pending tasks, and those that they enqueue, until none are left.
 
         A real server runs them, with the app's options, middleware and lifespan. Afterwards the
-        drain raises the errors of failed attempts: a single error as it is, several as an
+        drain raises the errors of failed attempts: a single error unchanged, several errors as an
         ExceptionGroup. A retry runs in the same drain only if it becomes due before the drain ends;
         use `advance` to make later retries due.
         """
@@ -207,7 +207,7 @@ class Kit(_AnyKit):
 
         Delayed tasks and retries become pending, schedules enqueue a task for each tick, and unique
         locks, leases, results and dead tasks expire. No handler runs; use `drain` for that. Only
-        the store's clock moves; the clock of this process does not. With `schedules=False` no
+        the store's clock moves; the clock of this process does not. With `schedules=False`, no
         schedule ticks; the next move with schedules enqueues the missed ticks.
         """
         _check_async("advance")
@@ -215,7 +215,7 @@ class Kit(_AnyKit):
 
 
 class SyncKit(_AnyKit):
-    """The fixture `qsync_sync`: like Kit, for plain tests.
+    """The fixture `qsync_sync`, which is like Kit but for tests without asyncio.
 
     Handlers that are `def` run in the thread of the test, one after another; `async def` handlers
     run on an event loop in another thread.

@@ -25,7 +25,7 @@ from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys
 
 PREFIX: Final = "qsync-test-"
-"""Beginning of the prefix of each test."""
+"""Text with which the prefix of each test begins."""
 
 START_TIMEOUT_S: Final = 30.0
 """Time limit for the start of a store, in seconds."""
@@ -38,7 +38,7 @@ LOOKED_AT: Final = 100_000
 
 
 class Clock:
-    """The time for scripts: the real time plus the time that tests have added."""
+    """The time that scripts receive, which is the real time plus the time that tests have added."""
 
     def __init__(self) -> None:
         self.ahead_us = 0
@@ -92,7 +92,7 @@ class SessionStore:
                 return
 
     def delete(self, prefix: str) -> None:
-        """Delete the queues of a prefix."""
+        """Delete the queues that have this prefix."""
         keys = GlobalKeys(prefix)
         try:
             names = self._broker.run(views.queues(keys)).names

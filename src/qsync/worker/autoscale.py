@@ -92,7 +92,8 @@ class Scaler:
         self._samples: deque[ScaleSample] = deque()
 
     def add(self, sample: ScaleSample) -> None:
-        """Add a sample; if counters decreased (the store lost its data), discard earlier ones."""
+        """Add a sample; if counters decreased (the store lost its data), discard the earlier
+        samples."""
         last = self._samples[-1] if self._samples else sample
         if sample.finished < last.finished or sample.enqueued < last.enqueued:
             self._samples.clear()
@@ -139,10 +140,10 @@ class Scaler:
         )
 
     def _steady(self) -> float:
-        """Return the arrival rate per second, without bursts and tasks that wait for a limit.
+        """Return the arrival rate per second. Bursts and tasks that wait for a limit do not count.
 
-        The rate is the median over the time between samples, so a burst in less than half of the
-        window does not count. The tasks of the burst are in the backlog.
+        The rate is the median of the rates between samples, weighted by time, so a burst in less
+        than half of the window does not count. The burst's tasks still count as backlog.
         """
         rates = sorted(
             (max(0, now.arrived - last.arrived) / (now.at - last.at), now.at - last.at)
@@ -159,8 +160,8 @@ class Scaler:
     def _per_worker(self) -> float | None:
         """Return how many tasks a fully busy worker finishes per second; None if unknown.
 
-        Intervals that begin or end idle count only if there are no others, since it is unknown how
-        long the workers were busy in them.
+        Intervals that begin or end with idle workers count only if there are no other intervals,
+        because the workers' busy time in them is unknown.
         """
         pairs = list(pairwise(self._samples))
         return self._rate(pair for pair in pairs if _is_busy(*pair)) or self._rate(pairs)
@@ -184,7 +185,7 @@ class Scaler:
                 1, math.ceil((arriving + now.pending / goal.target_s) / per_worker - 1e-9)
             )
         else:
-            # No attempt has ended yet, so tasks may take long: give each task its own slot.
+            # No attempt has ended yet, so tasks may take long. Give each task its own slot.
             desired = math.ceil(in_hand / slots) if slots else 1
         if slots:  # do not remove workers that run tasks
             desired = max(desired, math.ceil(now.active / slots))
@@ -192,21 +193,22 @@ class Scaler:
 
 
 def _is_busy(last: ScaleSample, now: ScaleSample) -> bool:
-    """Return whether it is known how long the workers were busy between two samples."""
+    """Return whether two samples show how long the workers were busy between them."""
     return now.pending > 0 or (now.active > 0 and (last.pending > 0 or last.active > 0))
 
 
 def _busy_share(last: ScaleSample, now: ScaleSample) -> float:
     """Return how busy the workers were between two samples, as a share from 0 to 1.
 
-    While tasks wait for over BEHIND_S, the share is 1: every worker does what it can, even if slots
-    are free, for example because its CPU is saturated. Otherwise, the result is the share of busy
-    slots.
+    If the oldest pending task has waited for over BEHIND_S, the share is 1. The workers are then at
+    their limit even if slots are free, for example because their CPU is saturated. Otherwise, the
+    result is the share of busy slots.
     """
     took_s = now.at - last.at
     if not now.slots or took_s <= 0:
         return 0.0
-    if now.pending and not last.pending and not last.active:  # idle until the oldest task arrived
+    # The workers were idle until the oldest task arrived.
+    if now.pending and not last.pending and not last.active:
         return min(1.0, now.oldest_s / took_s)
     if now.oldest_s > BEHIND_S:
         return 1.0

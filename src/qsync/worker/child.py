@@ -98,7 +98,7 @@ class Parent:
     def send_error(self, error: BaseException, trace: str = "") -> None:
         """Send the error that ends this process to the parent, which logs it.
 
-        If the parent has died, log it here.
+        If the parent has died, log the error in this process.
         """
         ours = isinstance(error, QsyncError | TargetError)
         text = logs.escape(str(error)) if ours else message_of(error)
@@ -144,7 +144,7 @@ def main() -> None:
     to start."""
     parent = Parent(int(sys.argv[1]))
     order = parent.order()
-    if order is None:  # the parent died at once
+    if order is None:  # the parent died before it sent its order
         sys.exit(1)
     parent.watch()
     sys.exit(_serve(order, parent))
@@ -167,11 +167,12 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
     set_up_logs()
     logs.catch_uncaught()
     if logs.is_set_up():
-        # Log in the same way in handler processes.
+        # Set up the same logging in handler processes.
         process_pool_child.at_start.append(set_up_logs)
     if order["tally"]:
         server.run_metrics = server.run_metrics or RunMetrics(server.mux.types)
-    # Wait for an unreachable store: starting another process would not bring it back sooner.
+    # Wait for an unreachable store, because starting another process would not bring it back
+    # sooner.
     server.wait_for_store = True
     parent.server = server
     if order["reload"]:
@@ -192,7 +193,7 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
     async def serve() -> None:
         await server.run(
             on_ready=on_ready,
-            # Report it at once: the process may be killed before it has stopped.
+            # Report the order immediately, because the process may be killed before it has stopped.
             on_stop_order=lambda: parent.send(retired=True),
         )
         # Ctrl-C has nothing left to stop, but SIGTERM may end an exit that hangs.
@@ -209,7 +210,7 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
         with asyncio.Runner(loop_factory=make_loop) as runner:
             runner.run(serve())
     except SchemaMismatch as error:
-        if not server.broken:  # no queue is left: another process would find the same
+        if not server.broken:  # no queue is left, and another process would not change that
             parent.send_error(error)
             parent.send(hopeless=True)
         return 1

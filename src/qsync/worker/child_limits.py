@@ -49,7 +49,7 @@ class Limits:
         if self.max_memory is not None and memory >= self.max_memory:
             raise ConfigError(
                 f"--max-memory {size_text(self.max_memory)}: a process uses {size_text(memory)} "
-                "before its first task, and would be replaced at once; set a higher limit"
+                "before its first task, and would be replaced immediately; set a higher limit"
             )
 
 
@@ -64,7 +64,7 @@ def memory_used() -> int:
 
 
 def size_of(text: str) -> int:
-    """Return a size such as `1GiB`, `500MB` or `1048576`, in bytes.
+    """Convert a size such as `1GiB`, `500MB` or `1048576` to bytes.
 
     Raises ValueError if the text is not a size above 0.
     """

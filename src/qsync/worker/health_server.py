@@ -183,7 +183,7 @@ class _Backlog:
         self._others = asyncio.Semaphore(LISTS)
 
     async def answer(self, query: Query) -> Response:
-        """Take a sample (two at the first request) and return the advice."""
+        """Sample the queues (twice on the first request) and return the advice."""
         try:
             goal, queues = _goal(query), _names(query, self._queues)
         except ValueError as error:
@@ -240,10 +240,10 @@ async def _sample(inspector: Inspector, queues: tuple[str, ...]) -> autoscale.Sc
 def sample(
     overview: Overview, queues: Sequence[str], *, at: float, slots: Sequence[int]
 ) -> autoscale.ScaleSample:
-    """Return the sample of these queues; `slots` holds the concurrency of each server.
+    """Take a sample of these queues and return it; `slots` holds the concurrency of each server.
 
-    Tasks in paused queues need no workers. The counters still include paused queues: otherwise, a
-    pause and its end would look like a burst of tasks.
+    Tasks in paused queues need no workers. The counters still include paused queues, because
+    otherwise a pause and its end would look like a burst of tasks.
     """
     all_infos = [info for info in overview.queues if info.name in queues]
     infos = [info for info in all_infos if info.paused is None]

@@ -193,8 +193,8 @@ class HealthServer:
         try:
             return await route(query), wants_body
         except Exception as error:
-            # Hide the error's text, which may name the store: any client that reaches the port sees
-            # the response.
+            # Hide the error's text, which may name the store, because any client that reaches the
+            # port sees the response.
             log.error("GET %s raised %s", parts.path, type(error).__name__, exc_info=True)
             return _plain(500), wants_body
 

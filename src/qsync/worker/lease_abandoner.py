@@ -1,4 +1,5 @@
-"""Expires the leases of dead servers at once, from a thread that retries until the store replies.
+"""Expires the leases of dead servers immediately, from a thread that retries until the store
+replies.
 
 A cluster node that does not reply delays only its own queues.
 """
@@ -30,16 +31,17 @@ log: Final = logging.getLogger("qsync.worker")
 T = TypeVar("T")
 
 RECHECK_S: Final = 1.0
-"""Delay before each job runs a second time, in seconds: a fetch that the dead server sent may reach
+"""Delay before each job runs a second time, in seconds. A fetch that the dead server sent may reach
 the store after the first run."""
 
 
 TRY_S: Final = (0.5, 2.0)
-"""How long the store may take to reply, in seconds: at the first attempt, and after a failure."""
+"""Time limits for a reply from the store, in seconds: the first is for a job's first attempt, the
+second for attempts after a failure."""
 
 TASKS_LOGGED: Final = 500
-"""Number of a queue's active tasks that are read in order to log the names of the dead server's
-tasks."""
+"""Maximum number of a queue's active tasks to read in order to log which tasks the dead server
+held."""
 
 
 @dataclass(slots=True)
@@ -78,7 +80,7 @@ class LeaseAbandoner:
     def add(self, server_id: str, queues: Iterable[str], *, again: bool = True) -> None:
         """Expire the server's leases and delete its record as soon as the store replies.
 
-        Returns at once. With `again`, each job runs a second time after RECHECK_S.
+        Return immediately. With `again`, each job runs a second time after RECHECK_S.
         """
         now = time.monotonic()
         keys = [*(QueueKeys(self._prefix, queue) for queue in queues), None]
@@ -162,8 +164,8 @@ class LeaseAbandoner:
         return self._broker.run(call, patience=0, ends=ends_in(TRY_S[job.failed]))
 
     def _read_names(self, job: _Job, keys: QueueKeys) -> list[str]:
-        """Return the names of the server's tasks, from one page, before others recover the
-        tasks."""
+        """Return the names of the server's tasks from one page of active tasks, before another
+        server recovers the tasks."""
         call = views.list_tasks(keys, TaskState.ACTIVE, count=TASKS_LOGGED)
         try:
             rows = self._try(job, call).rows

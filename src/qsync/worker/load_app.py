@@ -18,7 +18,8 @@ from qsync.value_text import shorten
 
 
 class TargetError(Exception):
-    """The command line does not name an app; the message states the reason in one line."""
+    """Raised if the command line does not name an app. The message states the reason in one
+    line."""
 
 
 def load(target: str) -> Qsync:
@@ -28,7 +29,7 @@ def load(target: str) -> Qsync:
     that returns an app. Raises TargetError; its cause is the exception that the user's code raised,
     if there was one.
     """
-    if "@" in target or "://" in target:  # the target is not shown: it may contain a password
+    if "@" in target or "://" in target:  # do not show the target, which may contain a password
         raise TargetError("a URL is not an app; pass MODULE:APP here, and the URL as --url")
     name, colon, attribute = target.partition(":")
     if not colon or not name or not attribute:

@@ -38,7 +38,8 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 
 def configure(level: str | None, *, tag: str, form: Form | None = None) -> None:
-    """Log records of at least `level` (default: info) to standard error; `tag` names the process.
+    """Write log records of `level` or above (default: info) to standard error; `tag` names the
+    process.
 
     If the app has set up logging itself, its setup is kept, and only an explicit `level` has an
     effect.
@@ -113,7 +114,7 @@ class Lines(logging.Handler):
                 with contextlib.suppress(OSError):
                     os.write(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))
             return
-        if self._thread is None or not self._thread.is_alive():  # as in a forked child
+        if self._thread is None or not self._thread.is_alive():  # e.g. in a forked child
             self._thread = threading.Thread(target=self._write, name="qsync-log", daemon=True)
             self._thread.start()
         try:
@@ -132,7 +133,7 @@ class Lines(logging.Handler):
             line = self._lines.get()
             dropped, self._dropped = self._dropped, 0
             if dropped:
-                line = f"{dropped} lines of the log were dropped here\n{line}"
+                line = f"{dropped} log lines were dropped here\n{line}"
             if self._descriptor is not None:
                 with contextlib.suppress(OSError):  # e.g. a full disk, which cannot be logged
                     _write_all(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))
@@ -151,18 +152,20 @@ def _unshowable(record: logging.LogRecord, error: Exception) -> logging.LogRecor
 def hold_standard_files() -> None:
     """If any of the descriptors 0 to 2 is closed, open it on /dev/null.
 
-    Otherwise, the next file or socket would get its number, and could receive output for standard
-    error.
+    Otherwise, the next file or socket would get that descriptor's number, and could receive output
+    for standard error.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
+            # The new descriptor gets the lowest free number.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _descriptor() -> int | None:
-    """Return standard error's descriptor, or None if closed: another file may have its number."""
+    """Return the descriptor of standard error; None if it is closed, because its number may then
+    belong to another file."""
     try:
         return None if sys.stderr is None else sys.stderr.fileno()
     except (OSError, ValueError):
@@ -170,7 +173,8 @@ def _descriptor() -> int | None:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
-    """Write directly: a thread that hangs in `sys.stderr` makes the interpreter crash at exit."""
+    """Write without `sys.stderr`, because a thread that hangs in it makes the interpreter crash at
+    exit."""
     while data:
         try:
             data = data[os.write(descriptor, data) :]

@@ -87,7 +87,7 @@ class Child:
         self.uptime_s: float | None = None
         """Seconds from when the child was ready until it ended; None if it was never ready."""
         self.stopped: bool = False
-        """Whether the child's server has stopped without a failure, as it reported."""
+        """Whether the child has reported that its server stopped without a failure."""
         self.stop_requests: int = 0
         self.changed: asyncio.Event = asyncio.Event()
         """Set when the child is ready, and when it has ended."""

@@ -1,7 +1,7 @@
 """The parent of `qsync worker`: starts servers as child processes and restarts those that die.
 
-The first SIGTERM or SIGINT stops the children gracefully, the second stops them at once, and the
-third stops them without any cleanup. SIGHUP replaces the children one after another: each old
+The first SIGTERM or SIGINT stops the children gracefully, the second stops them immediately, and
+the third stops them without any cleanup. SIGHUP replaces the children one after another: each old
 child stops once its replacement is ready.
 """
 
@@ -35,8 +35,9 @@ RETRY_START_S: Final = 0.2
 """Delay before the second attempt to start a child, in seconds; it doubles with each attempt."""
 
 STEADY_S: Final = 2.0
-"""Minimum lifetime, in seconds, of a child that is replaced almost at once when it ends, so that a
-single crash hardly delays other tasks. The delay doubles each time a child ends before that."""
+"""Lifetime, in seconds, after which a child that ends is replaced almost immediately, so that a
+single crash hardly delays other tasks. The delay before a restart doubles each time a child ends
+earlier."""
 
 REPLACEMENT_START_S: Final = 60.0
 """How long a replacement child may take to load the app, in seconds."""
@@ -49,8 +50,8 @@ LAST_REPORT_S: Final = 0.2
 """Longest wait for the last report of a child that has ended, in seconds."""
 
 ECHO_S: Final = 0.2
-"""Time within which repeated signals count as one, in seconds: a terminal and a wrapper such as `uv
-run` each send one."""
+"""Time within which repeated signals count as one, in seconds. On Ctrl-C, a terminal and a wrapper
+such as `uv run` each send a signal."""
 
 KILL_AFTER_S: Final = 5.0
 """Time beyond `shutdown_timeout` after which a child that does not stop is killed, in seconds."""
@@ -101,8 +102,8 @@ async def _report(slot: _ChildSlot, child: Child | None, patience: float) -> Pro
     if child is None:
         return ProcessHealth(slot.number, 0, None, ended="has not started yet")
     if child.ended.is_set():
-        # Omit the error's text: it may hold secrets, and any client of the health port would see
-        # it.
+        # Omit the error's text, because it may contain secrets and any client of the health port
+        # would see it.
         how = child.exit_reason().partition(": ")[0]
         return ProcessHealth(slot.number, child.pid, None, ended=f"ended: {how}")
     return await child.ask(patience)
@@ -198,9 +199,9 @@ class Supervisor:
                     slot.child = await self._launch(slot)
 
     def _retire(self, slot: _ChildSlot) -> None:
-        """Leave the slot empty: an operator stopped its process.
+        """Leave the slot empty, because an operator stopped its process.
 
-        If it was the last process, the worker ends.
+        If no process is left, the worker ends.
         """
         slot.retired = True
         if slot.child is not None and slot.child.code:
@@ -386,7 +387,7 @@ class Supervisor:
         if self._stops == 1:
             log.info(
                 "stopping: running tasks have %g s to finish; "
-                "send the signal again to stop at once",
+                "send the signal again to stop immediately",
                 self._plan.shutdown_timeout,
             )
         for slot in self._slots:
@@ -396,7 +397,7 @@ class Supervisor:
 
     def _on_sighup(self) -> None:
         if self._was_terminal and not os.isatty(sys.stdin.fileno()):
-            self._stop()  # the terminal was closed: this is not a request to restart
+            self._stop()  # the terminal was closed, so this is not a request to restart
         elif not self._stopping.is_set():
             log.info("SIGHUP: replacing the processes one after another")
             self._tasks.create_task(self._rolling_restart())

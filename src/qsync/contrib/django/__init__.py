@@ -33,7 +33,7 @@ app: Qsync
 
 
 def __getattr__(name: str) -> Any:
-    """Create names on first use: they need the settings, and Django imports this package
+    """Create names on first use, because they need the settings and Django imports this package
     earlier."""
     if name == "app":
         from qsync.contrib.django.project import project_app

@@ -213,7 +213,7 @@ def _user(request: Any) -> str:
 
 
 def _sentence(text: str, *, first: bool = True) -> str:
-    """Return a text with a full stop, and with a capital if it comes first; ids keep their case."""
+    """Return a text with a full stop; if `first` is true, its first letter becomes a capital."""
     begin = text[0].upper() if first else text[0]
     return begin + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 

@@ -30,8 +30,8 @@ class QsyncConfig(AppConfig):
         checks.register_checks()
         if fresh_connections not in process_pool_child.around:
             process_pool_child.around.append(fresh_connections)
-        # Load the settings in child processes, unless the program configured them in code: such
-        # settings have no module to load.
+        # Load the settings in child processes, unless the program configured them in code, because
+        # then there is no module to load.
         named = ENVIRONMENT_VARIABLE in os.environ
         if named and set_up not in process_pool_child.at_start:
             process_pool_child.at_start.append(set_up)

@@ -28,7 +28,7 @@ class CommitCallback:
 
 
 _callbacks: Final = WeakSet[CommitCallback]()
-"""Callbacks of all threads: an async test and its transaction run in different threads."""
+"""Callbacks of all threads, because an async test and its transaction run in different threads."""
 
 
 def at_commit(database: str, send: Callable[[], None]) -> None:

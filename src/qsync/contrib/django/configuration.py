@@ -1,4 +1,4 @@
-"""The setting QSYNC of a Django project, read and checked."""
+"""Reads and checks the setting QSYNC of a Django project."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ ROLES: Final = ("view", "operate", "delete")
 
 
 class SettingError(ImproperlyConfigured):
-    """The setting QSYNC is invalid; `code` is the code of the system check that reports it."""
+    """Raised if the setting QSYNC is invalid. `code` is the code of the system check that reports
+    it."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -57,7 +58,7 @@ class Configuration:
 
     enqueue: Enqueue
     database: str
-    """Alias of the database whose transactions delay enqueues."""
+    """Alias of the database for whose commits enqueues wait."""
 
     read_only: bool
     mask: Any

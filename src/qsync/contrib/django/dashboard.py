@@ -1,8 +1,8 @@
 """The dashboard in a Django site, under WSGI and ASGI. This module also needs the extra `web`.
 
 The dashboard is an ASGI app whose connections belong to one event loop, while Django runs views on
-many threads. So each process starts one thread with an event loop for the dashboard at the first
-request, and views wait for that thread's responses.
+many threads. Therefore, each process starts one thread with an event loop for the dashboard at the
+first request, and views wait for that thread's responses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VIEW_TIMEOUT_S: Final = 30.0
 
 
 class _User:
-    """The user of a request, with the attribute that the dashboard reads."""
+    """A user with the attribute that the dashboard reads."""
 
     def __init__(self, name: str) -> None:
         self.display_name = name
@@ -113,7 +113,7 @@ class _Answer:
 
 
 _threads: dict[int, DashboardThread] = {}
-"""The dashboard's thread by process id: a forked process does not inherit threads."""
+"""The dashboard's thread by process id, because a forked process does not inherit threads."""
 
 _lock = threading.Lock()
 
@@ -154,7 +154,7 @@ def dashboard(request: HttpRequest, rest: str) -> HttpResponse:
         )
     if not (user.is_active and user.is_staff):
         raise PermissionDenied
-    scope = _scope(request, rest, str(user.get_username()))  # may be a number
+    scope = _scope(request, rest, str(user.get_username()))  # the user name may be a number
     scope["qsync.host_role"] = _role(request)
     return dashboard_thread().answer(scope, request.body)
 
@@ -167,7 +167,8 @@ def _role(request: HttpRequest) -> str:
 
 
 def _login() -> str | None:
-    """Return the URL of the admin's sign-in page; None (for LOGIN_URL) if there is no admin."""
+    """Return the URL of the admin's sign-in page; None if there is no admin, so that LOGIN_URL is
+    used."""
     try:
         return str(reverse("admin:login"))
     except NoReverseMatch:

@@ -1,8 +1,8 @@
 """Keeps database connections fresh around each attempt, in the thread that runs it.
 
-Django closes connections that are broken or older than CONN_MAX_AGE at the start and end of a
-request. Handlers have no requests, so a connection that the database has closed would fail every
-later task of its thread.
+At the start and end of each request, Django closes connections that are broken or older than
+CONN_MAX_AGE. Handlers have no requests, so a connection that the database has closed would fail
+every later task of its thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The table of the outbox, which ENQUEUE = "outbox" uses, and the schedules of the admin."""
+"""The table of the outbox, which ENQUEUE = "outbox" uses, and the model of the admin's
+schedules."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ class Schedule(models.Model):
     objects: models.Manager[Any] = _NoRows()
 
     class Meta:
-        """No table, and the managers that dumpdata uses with and without --all."""
+        """Options for a model without a table; dumpdata uses one of the two managers, depending on
+        --all."""
 
         managed = False
         base_manager_name = "objects"

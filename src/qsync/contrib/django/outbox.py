@@ -103,10 +103,11 @@ class DjangoDatabase:
         _rows(self._alias).filter(pk__in=ids).delete()
 
     def kept(self, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
-        """Return the rows that the commit kept.
+        """Return those of the rows that are in the table after the commit.
 
-        Look in the table: if the program has caught a database error, PostgreSQL rolls back at the
-        commit, but Django still calls the on_commit hooks.
+        A row may be missing although Django calls this function. If the program has caught a
+        database error, PostgreSQL rolls back at the commit, but Django still calls the on_commit
+        hooks.
         """
         found = set(
             _rows(self._alias).filter(pk__in=[row.id for row in rows]).values_list("pk", flat=True)

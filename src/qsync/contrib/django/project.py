@@ -29,7 +29,7 @@ django_tasks: Final[dict[str, Any]] = {}
 """Tasks of django.tasks by the import path of their functions, which is the task type."""
 
 limited_tasks: Final[dict[str, tuple[str, Sequence[str]]]] = {}
-"""Queue and limit names of the tasks of django.tasks that have limits, by task type."""
+"""Queue and limit names, by task type, of those tasks of django.tasks that have limits."""
 
 
 class DjangoTaskBuilder:
@@ -40,7 +40,7 @@ class DjangoTaskBuilder:
         task = django_tasks.get(type)
         if task is None:
             return None
-        # Imported only if a task is registered: Django 5.2 has no django.tasks.
+        # Import this only if a task is registered, because Django 5.2 has no django.tasks.
         from qsync.contrib.django import task_types
 
         return task_types.from_json(task, value)

@@ -29,7 +29,7 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
     info = status(id, queue, shown)
     failure = decode_failure(shown.failure)
     record = _kept(shown)
-    args, kwargs = tasks.stored_call(info.value()) or ([], {})  # else not of django.tasks
+    args, kwargs = tasks.stored_call(info.value()) or ([], {})  # None: not of django.tasks
     began = _begun(shown, failure)
     if began is not None and info.finished_at is not None:
         began = min(began, info.finished_at)  # the server's clock may be ahead
@@ -128,7 +128,8 @@ def _errors(shown: StoredTask, failure: Failure) -> list[Any]:
 
 
 def _traceback(text: str) -> str:
-    """Return a stored error as Python prints a traceback; the store puts the message first."""
+    """Return a stored error in the form of a Python traceback; in the store, the message comes
+    first."""
     head, frames, rest = text.partition('\n\n  File "')
     if not frames:
         return f"{text}\n"

@@ -60,7 +60,7 @@ class ChangeForm(_ModelForm):
         schedule_of(when["cron"], when["every"], when["tz"])
 
     def validate_unique(self) -> None:
-        """Do nothing: schedules are in the store, not in the database."""
+        """Do nothing, because schedules are in the store and not in the database."""
 
 
 class AddForm(ChangeForm):

@@ -36,7 +36,8 @@ def _parts(id: str) -> tuple[str, str]:
 
 
 def all_schedules(prefix: str) -> list[ScheduleInfo]:
-    """Return the stored schedules and those of programs whose names begin with this prefix."""
+    """Return the schedules whose names begin with this prefix, both from the store and from
+    programs."""
     return _ask(lambda inspector: inspector.schedules(prefix=prefix))
 
 
@@ -90,7 +91,7 @@ def delete(id: str, by: str) -> Change:
 
 
 def pause(id: str, by: str, why: str) -> Change:
-    """Pause a schedule: its ticks are skipped."""
+    """Pause a schedule, so that its ticks are skipped."""
     queue, name = _parts(id)
     return _ask(lambda inspector: inspector.pause_schedule(name, queue=queue, why=why), by)
 

@@ -1,4 +1,4 @@
-"""Sends the tasks of a Django project at once, or when the transaction commits."""
+"""Sends the tasks of a Django project immediately, or when the transaction commits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qsync.task import Arguments, Task
 log: Final = logging.getLogger("qsync.django")
 
 Sent = Callable[[str, bool], None]
-"""Function that takes the id of the task in the store, and whether the task is new. With
+"""Function that is called with the task's id in the store and with whether the task is new. With
 `on_duplicate="skip"`, `"replace"` or `debounce`, the id may be that of another task."""
 
 
@@ -36,7 +36,7 @@ class ProjectSender:
     """Sends tasks at the time that the setting ENQUEUE selects; the setting is read at each
     enqueue.
 
-    A task enqueued in an open transaction gets its id at once. The handle's `created` is then
+    A task enqueued in an open transaction gets its id immediately. The handle's `created` is then
     False, because the store does not have the task yet.
     """
 
@@ -65,7 +65,8 @@ class ProjectSender:
         return await client.enqueue(task)
 
     def _defer(self, task: Task[Any], sent: Sent) -> Task[Any] | None:
-        """Send the task at the commit and return it with its id; None if it can be sent now."""
+        """Send the task at the commit and return it with its id; return None if it can be sent
+        now."""
         configured = configuration()
         if configured.enqueue == "outbox" and self._connections.client_types is None:
             return self.outbox.write(task, sent)

@@ -62,7 +62,8 @@ class QsyncTask(tasks_api.Task):
     headers: Mapping[str, str] | None = None
     executor: None = None
     """Must be None; the field exists only to raise a clear error for another value. These tasks
-    cannot run in a process, which would import the handler by a path that names the task."""
+    cannot run in a separate process, because the function's import path leads to the task object
+    and not to the handler."""
     on_duplicate: OnDuplicate | None = None
     debounce: Duration | None = None
     debounce_max: Duration | None = None
@@ -82,7 +83,8 @@ class QsyncTask(tasks_api.Task):
 
 
 class UnsupportedResult(TypeError):
-    """The task returned a value that is not JSON; a retry would fail too."""
+    """Raised if a task returned a value that is not JSON. There is no retry, since it would fail
+    too."""
 
 
 def shown_class(path: str) -> str:
@@ -180,7 +182,7 @@ def check_payload(task: Any, payload: Any) -> None:
 
 
 def _aware(time: Any) -> Any:
-    """Add a time zone to a time without one: without USE_TZ, `run_after` has none."""
+    """Add a time zone to `run_after`, which has none if USE_TZ is off."""
     return timezone.make_aware(time) if time is not None and timezone.is_naive(time) else time
 
 

@@ -16,11 +16,11 @@ from qsync.contrib.outbox.rows import UnsentRow, replacing_lock
 from qsync.contrib.outbox.sending import Sent, call_hooks, call_hooks_async, send, send_async
 
 STORE_TIMEOUT_S: Final = 1.0
-"""Time limit for sending rows after their commit, in seconds; a relay sends the rows left over."""
+"""Time limit for sending rows after their commit, in seconds; a relay sends the remaining rows."""
 
 RELAY_ONLY_S: Final = 5.0
-"""How long this process leaves rows to relays after an error, in seconds: all rows if the store was
-unavailable, and the rows of one queue if the store refused one of them."""
+"""Time after an error during which only relays send rows, in seconds. If the store was unavailable,
+this applies to all rows; if the store refused a row, only to the rows of its queue."""
 
 MAX_ROWS: Final = 1000
 """Maximum number of rows that a process sends after each transaction; relays send the others."""
@@ -29,14 +29,15 @@ _SEND: Final = "send rows of the outbox after their commit"
 
 
 class AfterCommit:
-    """Sends and deletes committed rows. Never raises: a relay sends the rows that are left."""
+    """Sends and deletes committed rows. Never raises an error, because a relay sends the remaining
+    rows."""
 
     def __init__(self, connections: Connections) -> None:
         self._app = connections
         self._made: Connections | None = None
         self._away_until = 0.0
         self._queues_until: dict[str, float] = {}
-        """Times until which relays send the rows of a queue."""
+        """Time until which only relays send the rows of a queue, by queue."""
         self._retries = RetryLog()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -55,10 +56,8 @@ class AfterCommit:
         return self._made
 
     def send(self, rows: Sequence[UnsentRow], database: CommittedRows) -> None:
-        """Send the rows that the commit has kept, and delete those that the store acknowledged.
-
-        The call blocks until this is done.
-        """
+        """Send the rows that are in the table after the commit, and delete those that the store
+        acknowledged. Block until all this is done."""
         if not (rows := self._own(rows)):
             return
         try:
@@ -72,7 +71,8 @@ class AfterCommit:
             if sent.ids:
                 database.delete(sent.ids)
             call_hooks(client, sent)
-        except Exception as error:  # any error of the driver: the commit itself has succeeded
+        except Exception as error:
+            # Ignore any error of the driver, because the commit itself has succeeded.
             self._leave(error)
 
     def begin(self, rows: Sequence[UnsentRow], database: AsyncCommittedRows) -> None:
@@ -84,7 +84,8 @@ class AfterCommit:
         task.add_done_callback(self._tasks.discard)
 
     async def send_async(self, rows: Sequence[UnsentRow], database: AsyncCommittedRows) -> None:
-        """Send the rows that the commit has kept, and delete those that the store acknowledged."""
+        """Send the rows that are in the table after the commit, and delete those that the store
+        acknowledged."""
         if not (rows := self._own(rows)):
             return
         try:
@@ -98,7 +99,8 @@ class AfterCommit:
             if sent.ids:
                 await database.delete(sent.ids)
             await call_hooks_async(client, sent)
-        except Exception as error:  # any error of the driver: the commit itself has succeeded
+        except Exception as error:
+            # Ignore any error of the driver, because the commit itself has succeeded.
             self._leave(error)
 
     async def drain(self) -> None:
@@ -146,7 +148,7 @@ def _without_late(
     earlier: Sequence[Sequence[UnsentRow] | None],
 ) -> list[UnsentRow]:
     """Return the rows that have no earlier unsent row for the same unique lock. A relay sends the
-    others in order, so that an earlier payload does not replace a later one."""
+    remaining rows in order, so that an earlier payload does not replace a later one."""
     own = {row.id for row in rows}
     late = set[UnsentRow]()
     for lock, others in zip(locks.values(), earlier, strict=True):

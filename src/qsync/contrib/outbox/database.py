@@ -17,12 +17,12 @@ YOUNG_S: Final = 2.0
 """Age below which a relay leaves a row to the process that wrote it, in seconds."""
 
 BATCH_BYTES: Final = 32 * 1024 * 1024
-"""Maximum size of a batch of several rows, in bytes: a row may have up to 31 MiB, so without this
+"""Maximum size of a batch of several rows, in bytes. A row may have up to 31 MiB, so without this
 limit a batch might not fit into memory."""
 
 WRONG_CLOCK_S: Final = 60.0
-"""How far in the future a row's time may be, in seconds. A row beyond this limit comes from a wrong
-clock and is sent at once; otherwise it would wait until that time."""
+"""How far in the future a row's time may be, in seconds. A time beyond this limit comes from a
+wrong clock. The row is then sent immediately, because otherwise it would wait until that time."""
 
 COMPARED_ROWS: Final = 20
 """Maximum number of earlier rows of the same queue that a process reads before it sends a row that
@@ -82,7 +82,7 @@ class Database(Protocol):
     """The operations that a relay in a thread needs from a database; they block."""
 
     def take(self, selection: DueRows) -> AbstractContextManager[RowBatch]:
-        """Take the oldest rows that no other relay has taken, up to ROWS_PER_BATCH or
+        """Take the oldest rows that no other relay has taken, up to ROWS_PER_BATCH rows or
         BATCH_BYTES."""
 
     def backlog(self) -> Backlog:
@@ -96,7 +96,7 @@ class CommittedRows(Protocol):
     """Access to the rows that a transaction has committed, for the process that wrote them."""
 
     def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
-        """Return the rows that the commit has kept."""
+        """Return those of the rows that are in the table after the commit."""
 
     def earlier(self, row: UnsentRow) -> Sequence[UnsentRow] | None:
         """Return the earlier rows in the queue of a row; None if they are too many or too large."""
@@ -122,7 +122,7 @@ class AsyncDatabase(Protocol):
     """The operations that a relay on an event loop needs from a database."""
 
     def take(self, selection: DueRows) -> AbstractAsyncContextManager[AsyncRowBatch]:
-        """Take the oldest rows that no other relay has taken, up to ROWS_PER_BATCH or
+        """Take the oldest rows that no other relay has taken, up to ROWS_PER_BATCH rows or
         BATCH_BYTES."""
 
     async def backlog(self) -> Backlog:

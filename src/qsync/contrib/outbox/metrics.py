@@ -23,8 +23,8 @@ __all__ = ["OutboxCollector"]
 class OutboxCollector(Collector):
     """Metrics of the rows that wait in a relay's outbox, as the relay last counted them.
 
-    The relay counts every 5 s, up to 10,000 rows. Alert if the oldest row is older than a minute:
-    the store is unreachable, or no relay is running.
+    Every 5 s, the relay counts up to 10,000 rows. Alert if the oldest row is older than a minute,
+    because then the store is unreachable or no relay is running.
     """
 
     def __init__(self, relay: Relay | AsyncRelay) -> None:

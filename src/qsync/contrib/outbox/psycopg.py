@@ -148,7 +148,8 @@ class _CommittedRows:
         self._statements = statements
 
     def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
-        """Return all rows: the transaction checked just before its commit that they exist."""
+        """Return all rows, because the transaction checked just before its commit that they
+        exist."""
         return rows
 
     def earlier(self, row: UnsentRow) -> Sequence[UnsentRow] | None:
@@ -175,7 +176,8 @@ class _AsyncCommittedRows:
         self._statements = statements
 
     async def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
-        """Return all rows: the transaction checked just before its commit that they exist."""
+        """Return all rows, because the transaction checked just before its commit that they
+        exist."""
         return rows
 
     async def earlier(self, row: UnsentRow) -> Sequence[UnsentRow] | None:
@@ -308,7 +310,8 @@ def _has_failed(connection: Any) -> bool:
 
 
 def _rows_with(rows: Sequence[UnsentRow], ids: Sequence[tuple[str]]) -> list[UnsentRow]:
-    """Return the rows with these ids, i.e. without rows of savepoints that were rolled back."""
+    """Return the rows whose ids were found, which excludes rows of savepoints that were rolled
+    back."""
     found = {id for (id,) in ids}
     return [row for row in rows if row.id in found]
 
@@ -321,7 +324,8 @@ def _check_open(is_open: bool) -> None:
 
 
 def _check_idle(connection: Any) -> None:
-    """Raise ConfigError if a transaction is open: the end of the block would not commit it."""
+    """Raise ConfigError if a transaction is open, because the end of the block would not commit
+    it."""
     if connection.info.transaction_status in (
         TransactionStatus.ACTIVE, TransactionStatus.INTRANS, TransactionStatus.INERROR,
     ):  # fmt: skip

@@ -52,7 +52,7 @@ UNREADABLE: Final = 1000
 """Maximum number of unreadable rows that a relay skips."""
 
 FAILING_QUEUES: Final = 1000
-"""Maximum number of queues whose rows a relay skips for a while."""
+"""Maximum number of queues whose rows a relay temporarily skips."""
 
 _SEND: Final = "send rows of the outbox"
 _READ: Final = "read or delete rows of the outbox"
@@ -63,7 +63,7 @@ class _FailingQueue:
     """A queue whose rows the store has refused."""
 
     until: float
-    """Time until which the relay skips its rows, by time.monotonic."""
+    """Time until which the relay skips the queue's rows, by time.monotonic."""
     pause_s: float
     """Length of the next pause, in seconds."""
 
@@ -112,7 +112,7 @@ class _Progress:
         self._retries.failed(_send_rows_of(queue), error)
         failing = self._failing.setdefault(queue, _FailingQueue(0.0, PAUSE_S))
         failing.until = time.monotonic() + failing.pause_s
-        if not isinstance(error, QueueFull):  # a full queue may have room at any moment
+        if not isinstance(error, QueueFull):  # a full queue may accept tasks again at any moment
             failing.pause_s = min(failing.pause_s * 2, LONGEST_PAUSE_S)
 
     def pause_after(self, more: bool, sent: Sent) -> float:

@@ -18,14 +18,14 @@ REMIND_S: Final = 60.0
 
 @dataclass(slots=True)
 class _Failure:
-    """Since when an action has failed, and when this was last logged."""
+    """When an action began to fail, and when this was last logged."""
 
     since: float
     logged: float
 
 
 class RetryLog:
-    """The actions of an outbox that fail and are retried. Safe to call from any thread."""
+    """Logs the failing actions of an outbox, which are retried. Safe to call from any thread."""
 
     def __init__(self) -> None:
         self._failures: dict[str, _Failure] = {}

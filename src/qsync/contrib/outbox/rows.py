@@ -1,4 +1,5 @@
-"""The rows of an outbox: each has a task in the store's format, and what an enqueue needs."""
+"""The rows of an outbox. Each row has a task in the store's format and the other data that an
+enqueue needs."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ QUEUE_LENGTH: Final = 128
 
 
 class UnreadableRow(Exception):
-    """This version cannot read the message of the row."""
+    """Raised if this version cannot read the message of a row."""
 
 
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
@@ -47,7 +48,7 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnsentRow:
-    """A row: a task that has not been sent yet."""
+    """A row of an outbox, with a task that has not been sent yet."""
 
     id: str
     queue: str

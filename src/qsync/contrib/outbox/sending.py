@@ -44,7 +44,7 @@ class Sent:
     """Queues from which the store accepted a row."""
 
     stopped: bool = False
-    """True if a node of a cluster did not answer: the rows of later queues stay in the outbox,
+    """True if a node of a cluster did not answer. The rows of later queues then stay in the outbox,
     because another queue on that node would use up the store's time limit again."""
 
     def note(self, tasks: Sequence[NewTask], reply: list[Enqueued]) -> None:
@@ -95,7 +95,8 @@ async def call_hooks_async(client: AsyncClient, sent: Sent) -> None:
 
 
 def _is_of_queue(error: QsyncError) -> bool:
-    """Return whether an error of a store that is not a cluster concerns only the call's queue."""
+    """Return whether an error concerns only the queue of the call, given that the store is not a
+    cluster."""
     return not isinstance(error, StoreUnavailable | QueueFull)
 
 
@@ -119,7 +120,7 @@ def _calls(
 def send(client: Client, rows: Sequence[UnsentRow], *, last: Collection[str] = ()) -> Sent:
     """Send the rows and return the outcome, which includes errors of the store.
 
-    Rows of the queues in `last`, which failed before, are sent last.
+    Rows of the queues in `last` are sent last, because those queues failed before.
     """
     sent, cluster = Sent(), client._address.kind == "cluster"
     for queue, tasks in _calls(rows, sent, last):

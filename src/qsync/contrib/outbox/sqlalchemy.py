@@ -91,7 +91,7 @@ def make_table(name: str, metadata: MetaData) -> Table:
 
 
 def make_entity(table: Table) -> type[Any]:
-    """Return a class whose objects a session writes to the table."""
+    """Return a class that is mapped to the table, so that a session writes its objects there."""
     entity = type("OutboxRow", (), {"__doc__": "A row of the outbox."})
     registry(metadata=table.metadata).map_imperatively(entity, table)
     return entity
@@ -179,7 +179,7 @@ class EngineDatabase:
             delete(connection, self._table, ids)
 
     def kept(self, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
-        """Return the rows that a commit has kept."""
+        """Return those of the rows that are in the table after the commit."""
         with self._engine.begin() as connection:
             return kept(connection, self._table, rows)
 
@@ -224,7 +224,7 @@ class AsyncEngineDatabase:
             await connection.run_sync(delete, self._table, ids)
 
     async def kept(self, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
-        """Return the rows that a commit has kept."""
+        """Return those of the rows that are in the table after the commit."""
         async with self._engine.begin() as connection:
             return await connection.run_sync(kept, self._table, rows)
 
@@ -252,10 +252,10 @@ class SessionHooks:
     """Sends the rows that sessions have committed.
 
     Rows of a savepoint that was rolled back are no longer persistent when the transaction commits.
-    Other rows are sent only if they are still in the table: the session does not know all
-    savepoints, and after an error that the caller has caught, PostgreSQL rolls back at the commit.
-    A session bound to a Connection does not know when the connection commits, so a relay sends its
-    rows.
+    Other rows are sent only if they are still in the table. They may be missing, because the
+    session does not know all savepoints, and because PostgreSQL rolls back at the commit if the
+    caller has caught a database error. A session bound to a Connection does not know when the
+    connection commits, so a relay sends its rows.
     """
 
     def __init__(self, entity: type[Any], table: Table, after_commit: AfterCommit) -> None:
@@ -270,7 +270,7 @@ class SessionHooks:
     def _on_flush(self, session: Session, context: Any) -> None:
         new = [(entity, _row_of(entity)) for entity in session.new if type(entity) is self._entity]
         if new:
-            # Get the engine now: outside a flush, the session may return another engine.
+            # Get the engine now, because the session may return another engine outside a flush.
             engine = session.get_bind(self._entity)
             written = session.info.setdefault(self._written, [])
             written.extend((entity, row, engine) for entity, row in new)

@@ -113,7 +113,7 @@ class _Sentry:
                     value = await call_next()
                 except (Retry, SkipRetry, Snooze) as error:
                     span.set_status(SPANSTATUS.ABORTED)
-                    decision = error  # raised below, so that the span is not marked as failed
+                    decision = error  # raise it below, so that the span is not marked as failed
                 except Exception as error:
                     span.set_status(SPANSTATUS.INTERNAL_ERROR)
                     _keep(error, scope, span)
@@ -173,12 +173,12 @@ SCOPE_ATTRIBUTE: Final = "_qsync_sentry"
 
 
 def _keep(error: Exception, scope: Scope, span: Any) -> None:
-    with contextlib.suppress(AttributeError):  # a class with __slots__
+    with contextlib.suppress(AttributeError):  # the error's class has __slots__
         setattr(error, SCOPE_ATTRIBUTE, (scope, span))
 
 
 def _capture(task: TaskInfo, error: BaseException) -> None:
-    """Send an event for a failed attempt or a dead task, with the trace of the run if known."""
+    """Send an event for a failed attempt or a dead task, with the run's trace if it is known."""
     scope, span = getattr(error, SCOPE_ATTRIBUTE, (None, None))
     if scope is None:
         with sentry_sdk.isolation_scope() as other:
@@ -256,7 +256,8 @@ class Monitors:
         self._periodics: dict[str, Periodic] = {}
 
     def watch(self, server: Server) -> None:
-        """Check in for the ticks of this server's periodic tasks that Sentry supports."""
+        """Send Sentry a check-in for each tick of this server's periodic tasks, except those whose
+        schedules Sentry does not support."""
         for task in server.periodic:
             if config_of(task.periodic.schedule) is not None:
                 self._periodics[task.periodic.name] = task.periodic

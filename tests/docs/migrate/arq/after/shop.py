@@ -19,7 +19,7 @@ async def charge(task: TaskInfo, order: int, cents: int) -> str:
     if task.attempt == 1:
         raise Retry("the bank does not answer", delay=1)
     await mail.enqueue(order, f"{cents} cents paid")
-    return f"order {order} paid at attempt {task.attempt} by {current().state['bank']}"
+    return f"order {order} paid on attempt {task.attempt} by {current().state['bank']}"
 
 
 @app.task

@@ -15,10 +15,10 @@ async def test_charge_is_retried_and_mails_a_receipt(
     qsync: Kit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handle = await charge.enqueue(7, 12500)
-    await qsync.drain()  # runs the first attempt; Retry is not raised here
+    await qsync.drain()  # runs the first attempt, which raises Retry
     await qsync.advance(seconds=1, schedules=False)
     await qsync.drain()
-    assert await handle.result() == "order 7 paid at attempt 2 by a connection to the bank"
+    assert await handle.result() == "order 7 paid on attempt 2 by a connection to the bank"
     assert "mail: order 7: 12500 cents paid" in capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ async def charge(ctx, order, cents):
     if ctx["job_try"] == 1:
         raise Retry(defer=1)
     await ctx["redis"].enqueue_job("mail", order, f"{cents} cents paid")
-    return f"order {order} paid at attempt {ctx['job_try']} by {ctx['bank']}"
+    return f"order {order} paid on attempt {ctx['job_try']} by {ctx['bank']}"
 
 
 async def mail(ctx, order, text):

@@ -22,11 +22,11 @@ app = Qsync(
 
 @mux.handle("charge")
 async def charge(task: TaskInfo) -> str:
-    order = task.value(Order)  # with another payload, the task is dead at once
+    order = task.value(Order)  # if the payload does not match, the task dies without a retry
     if task.attempt == 1:
         raise ConnectionError("the bank does not answer")
     await current().client.enqueue(Task("mail", order, queue=CRITICAL))
-    return f"order {order.number} paid at attempt {task.attempt}"
+    return f"order {order.number} paid on attempt {task.attempt}"
 
 
 @mux.handle("mail")

@@ -32,7 +32,7 @@ func charge(ctx context.Context, task *asynq.Task) error {
 	if _, err := client.EnqueueContext(ctx, mail, asynq.Queue("critical")); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(task.ResultWriter(), "order %d paid at attempt %d", order.Number, retried+1)
+	_, err := fmt.Fprintf(task.ResultWriter(), "order %d paid on attempt %d", order.Number, retried+1)
 	return err
 }
 

@@ -18,7 +18,7 @@ def test_charge_is_retried_and_mails_a_receipt(
         qsync_sync.drain()
     qsync_sync.advance(seconds=2, schedules=False)
     qsync_sync.drain()
-    assert handle.result() == "order 7 paid at attempt 2"
+    assert handle.result() == "order 7 paid on attempt 2"
     assert "mail: order 7: 12500 cents paid" in capsys.readouterr().out
 
 

@@ -19,7 +19,7 @@ def charge(self, order, cents):
     if self.request.retries == 0:
         raise ConnectionError("the bank does not answer")
     mail.delay(order, f"{cents} cents paid")
-    return f"order {order} paid at attempt {self.request.retries + 1}"
+    return f"order {order} paid on attempt {self.request.retries + 1}"
 
 
 @app.task

@@ -21,7 +21,7 @@ def charge(order, cents):
     if retries == 0:
         raise ConnectionError("the bank does not answer")
     mail.send(order, f"{cents} cents paid")
-    return f"order {order} paid at attempt {retries + 1}"
+    return f"order {order} paid on attempt {retries + 1}"
 
 
 @dramatiq.actor(queue_name="mail")

@@ -10,7 +10,7 @@ app = Qsync(prefix="shop", mux=mux, queues={CRITICAL: 5, DEFAULT: 3, LOWER: 1})
 async def charge(task: TaskInfo) -> str:
     if task.attempt == 1:
         raise ConnectionError("the bank does not answer")
-    return f"order {task.payload.decode()} paid at attempt {task.attempt}"
+    return f"order {task.payload.decode()} paid on attempt {task.attempt}"
 
 
 async def main() -> None:

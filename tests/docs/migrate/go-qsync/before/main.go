@@ -15,7 +15,7 @@ func charge(_ context.Context, task *qsync.TaskInfo) error {
 	if task.Retried == 0 {
 		return errors.New("the bank does not answer")
 	}
-	fmt.Printf("order %s paid at attempt %d\n", task.Payload, task.Retried+1)
+	fmt.Printf("order %s paid on attempt %d\n", task.Payload, task.Retried+1)
 	return nil
 }
 

@@ -8,7 +8,7 @@ def charge(task: TaskInfo, order: int, cents: int) -> str:
     if task.attempt == 1:
         raise ConnectionError("the bank does not answer")
     mail.enqueue_sync(order, f"{cents} cents paid")
-    return f"order {order} paid at attempt {task.attempt}"
+    return f"order {order} paid on attempt {task.attempt}"
 
 
 @app.task(queue=CRITICAL)

@@ -11,7 +11,7 @@ def charge(order, cents, task=None):
     if attempt == 1:
         raise ConnectionError("the bank does not answer")
     mail(order, f"{cents} cents paid")
-    return f"order {order} paid at attempt {attempt}"
+    return f"order {order} paid on attempt {attempt}"
 
 
 @huey.task(priority=10)

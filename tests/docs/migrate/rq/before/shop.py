@@ -13,7 +13,7 @@ def charge(order, cents):
     if attempt == 1:
         raise ConnectionError("the bank does not answer")
     mails.enqueue(mail, order, f"{cents} cents paid")
-    return f"order {order} paid at attempt {attempt}"
+    return f"order {order} paid on attempt {attempt}"
 
 
 def mail(order, text):

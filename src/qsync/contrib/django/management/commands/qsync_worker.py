@@ -18,8 +18,9 @@ HELP: Final = """Run the tasks of the project until stopped.
 
 For example: manage.py qsync_worker --processes 4 --queues mail=3,default=1
 
-Ctrl-C or SIGTERM stops gracefully: running tasks have the shutdown timeout to end. A second signal
-stops at once. SIGHUP restarts the processes one after another, so that they load the current code.
+Ctrl-C or SIGTERM stops the worker gracefully: running tasks have the shutdown timeout to end. A
+second signal stops the worker immediately. SIGHUP restarts the processes one after another, so that
+they load the current code.
 
 Options override the setting QSYNC. --settings, --pythonpath and --skip-checks work as in every
 Django command."""
