@@ -12,16 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Coroutine, Sequence
-from functools import partial
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, cast
 
-from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
 from qsync.broker.listeners import BlockingPop
-from qsync.broker.op_values import FetchResult, HandedBack
+from qsync.broker.op_values import FetchResult
 from qsync.broker.slot_map import Node
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.server.blocking_waits import PROBE_S, UNSENT_S, Waiters
@@ -29,12 +27,12 @@ from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.crash_log import CrashLog
+from qsync.server.fetch_replies import FetchReplies
 from qsync.server.fetch_timing import FetchTiming
-from qsync.server.fetched_tasks import hand_back_unread, hold
 from qsync.server.idle_scan import BusyQueues
 from qsync.server.leases import LeaseKeeper
 from qsync.server.outage_log import Outage, fetch_part
-from qsync.server.queue_state import FetchInFlight, LeasedTask, QueueState
+from qsync.server.queue_state import FetchInFlight, QueueState
 from qsync.server.runner import Runner
 from qsync.server.server_parts import cancel
 from qsync.server.wake_channel import Wakes
@@ -42,11 +40,11 @@ from qsync.server.weights import interleave
 
 log: Final = logging.getLogger("qsync.server")
 
-UNKNOWN_TYPE_YIELD_S: Final = 0.05
-UNKNOWN_TYPE_WINDOW_S: Final = 120.0
-"""Time, in seconds, after this server hands back a task for which it has no handler. During that
-time, it fetches due tasks UNKNOWN_TYPE_YIELD_S late, so that other servers get them first. The time
-is longer than the maximum delay of a task that was handed back."""
+Group = Sequence[tuple[QueueState, int]]
+"""Fetches that are sent together: the queues, each with the number of tasks to ask for."""
+
+Send = Callable[[Group], asyncio.Task[None]]
+"""Sends fetches; returns the asyncio task that does so."""
 
 
 class Fetcher:
@@ -70,11 +68,8 @@ class Fetcher:
         self._queues = {queue.name: queue for queue in queues}
         self._runner = runner
         self._capacity = capacity
-        self._hold = partial(hold, lease_s=config.lease_s, runner=runner, capacity=capacity)
-        self._leases = leases
         self._outage = outage
         self._policy = config.policy()
-        self._backoffs = {queue.name: Backoff(cap=AWAY_CAP_S) for queue in queues}
         self._wakes = self._make_wakes(queues)
         self._busy_queues = BusyQueues(
             broker, queues, config, outage, self._wakes,
@@ -88,6 +83,10 @@ class Fetcher:
         self._timing = FetchTiming(
             config, self._queues, self._in_flight, self._busy_queues, capacity.open_slots
         )
+        self._replies = FetchReplies(
+            holder, config, queues, runner, capacity, leases, outage, crash_log, self._timing,
+            self._busy_queues, on_fatal=self._fail,
+        )  # fmt: skip
         self._wakeup = capacity.room_made
         self._crash_log = crash_log
         self._runs = False
@@ -161,7 +160,7 @@ class Fetcher:
 
     # One round.
 
-    def _start_round(self) -> float:
+    def _start_round(self, send: Send | None = None) -> float:
         """Start one round of fetches and waits; return the seconds until the next round."""
         now, timing = boot_s(), self._timing
         awaited_until = timing.awaited_until(now)
@@ -170,7 +169,7 @@ class Fetcher:
             return awaited_until - now
         planned = timing.plan(now, self._capacity.fetch_size(), timing.open_slots())
         if planned.fetches:
-            self._start_fetches(planned.fetches)
+            self._start_fetches(planned.fetches, send)
         self._busy_queues.rest(queue for queue in planned.ready if timing.at_rest(queue))
         self._busy_queues.has_room = planned.slots > 0
         if planned.slots > 0:
@@ -299,11 +298,11 @@ class Fetcher:
             if answer is not None:
                 self._waiters.backoffs[waiter].reset()
             if isinstance(answer, QsyncError):
-                self._failed(queue, answer)
+                self._replies.failed(queue, answer)
             elif answer is not None:
                 leased_at = queue.ran_at(answer.now_us, sent)
                 self._runner.submit(
-                    await self._handle_result(queue, slots, answer, leased_at, repeated=False)
+                    await self._replies.leased(queue, slots, answer, leased_at, repeated=False)
                 )
         except QsyncError as error:
             self._timing.retry_at[queue.name] = boot_s() + self._waiters.backoffs[waiter].next()
@@ -322,14 +321,18 @@ class Fetcher:
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         """Make `run` raise the exception of a background task; store errors do not get here."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._fatal = error
-            self._wakeup.set()
+            self._fail(error)
 
-    def _start_fetches(self, calls: Sequence[tuple[QueueState, int]]) -> None:
+    def _fail(self, error: BaseException) -> None:
+        """Make `run` raise an exception."""
+        self._fatal = error
+        self._wakeup.set()
+
+    def _start_fetches(self, calls: Group, send: Send | None = None) -> None:
         """Send fetches: in one pipeline, or separately in a cluster."""
         cluster = self._broker.address.kind == "cluster"
         for group in [[call] for call in calls] if cluster else [calls]:
-            task = self._spawn(self._send_fetches(group))
+            task = (send or self._spawn_sender)(group)
             for queue, count in group:
                 queue.requested, queue.sent_at = count, boot_s()
                 self._timing.free[queue.name] = min(count, self._timing.open_slots())
@@ -338,7 +341,31 @@ class Fetcher:
                 self._timing.woken.discard(queue.name)
                 self._busy_queues.fetched(queue)
 
-    async def _send_fetches(self, group: Sequence[tuple[QueueState, int]]) -> None:
+    def _spawn_sender(self, group: Group) -> asyncio.Task[None]:
+        return self._spawn(self._send_fetches(group))
+
+    async def _send_fetches(self, group: Group) -> None:
+        """Send fetches; while their queues have more tasks, send those of the next round as well.
+
+        A new asyncio task would send the next fetches only after some handlers have run, and the
+        store would be idle until then.
+        """
+        groups = [group]
+
+        def send(group: Group) -> asyncio.Task[None]:
+            if groups:
+                return self._spawn_sender(group)
+            groups.append(group)
+            return sender
+
+        sender = cast("asyncio.Task[None]", asyncio.current_task())
+        while groups:
+            group = groups.pop()
+            await self._fetch(group)
+            if self._runs and any(queue.has_more_pending for queue, _ in group):
+                self._start_round(send)
+
+    async def _fetch(self, group: Group) -> None:
         try:
             sent = boot_s()
             calls = []
@@ -351,9 +378,9 @@ class Fetcher:
             runs = []
             for (queue, count), answer in zip(group, answers, strict=True):
                 if isinstance(answer, QsyncError):
-                    self._failed(queue, answer)
+                    self._replies.failed(queue, answer)
                 else:
-                    leased = await self._handle_result(
+                    leased = await self._replies.leased(
                         queue, count, answer, sent, repeated=queue.name in repeated
                     )
                     runs.append((leased, count))
@@ -363,9 +390,6 @@ class Fetcher:
                 queue.requested = 0
                 self._in_flight.pop(queue.name, None)
             self._wakeup.set()
-        if self._runs and any(queue.has_more_pending for queue, _ in group):
-            # Fetch again before handlers run, so that the store works at the same time.
-            self._start_round()
 
     def _call(self, queue: QueueState, wanted: int) -> Call[FetchResult]:
         if queue.in_flight is None:
@@ -382,69 +406,3 @@ class Fetcher:
             queue.in_flight = FetchInFlight(call, f"{self._holder}/{queue.number}", boot_s())
             return call
         return queue.in_flight.again
-
-    def _failed(self, queue: QueueState, error: QsyncError) -> None:
-        if isinstance(error, SchemaMismatch):  # a retry would fail in the same way
-            queue.in_flight = None
-            self._fatal = error
-            return
-        delay = self._backoffs[queue.name].next()
-        self._timing.retry_at[queue.name] = boot_s() + delay
-        self._timing.in_order.discard(queue.name)  # a silent node must not slow other nodes
-        self._outage.failed(fetch_part(queue.name), error)
-
-    async def _handle_result(
-        self, queue: QueueState, count: int, fetched: FetchResult, sent: float, *, repeated: bool
-    ) -> list[LeasedTask]:
-        received = boot_s()
-        token = f"{self._holder}/{queue.number}"
-        fetch, queue.in_flight = queue.in_flight, None
-        leased_at = fetch.since if repeated and fetch is not None else sent
-        self._note_result(queue, count, fetched, sent, received, repeated=repeated)
-        leased = self._hold(queue, token, fetched, sent)
-        self._timing.note_limits(queue.name, count, fetched, leased)
-        if fetched.recovered or fetched.died:
-            self._crash_log.recovered(queue.keys, fetched, leased)
-        if fetch is not None and queue.repeated_token == token:
-            again = await self._leases.repeat(queue, fetch)
-            hand_back_unread(queue, fetch, fetched, again, self._hold, self._runner)
-        late = received - sent > self._config.lease_s / 2  # e.g. a handler blocked the loop
-        revoked = queue.revoked_token == token
-        if (repeated or late or revoked) and leased:
-            leased = await self._leases.confirm(queue, leased, leased_at)
-        if revoked:  # the heartbeat thread may not yet have handed back all tasks
-            for task in leased:
-                self._runner.settle(task, HandedBack(task.id, task.token))
-            leased = []
-        unread, queue.unread_ids = queue.unread_ids, ()
-        astray = [*fetched.own_lapsed, *(id for id in unread if id not in fetched.ids)]
-        if astray:
-            await self._leases.mend(queue, astray)
-        return leased
-
-    def _note_result(
-        self, queue: QueueState, count: int, fetched: FetchResult, sent: float, received: float, *,
-        repeated: bool,
-    ) -> None:  # fmt: skip
-        """Record the state of the queue from the result of a fetch."""
-        queue.last_fetch = queue.answered = received
-        queue.store_now_us, queue.store_now_read_at = fetched.now_us, sent
-        queue.upkeep_pending = fetched.more
-        queue.next_due = None
-        if fetched.next_due_us is not None:
-            queue.next_due = received + fetched.next_due_us / 1_000_000
-            if received - queue.unknown_type_at < UNKNOWN_TYPE_WINDOW_S:
-                queue.next_due += UNKNOWN_TYPE_YIELD_S
-            self._busy_queues.set_due(queue, queue.next_due)
-        self._backoffs[queue.name].reset()
-        if self._outage.parts:
-            self._outage.worked(fetch_part(queue.name))
-        queue.has_more_pending = fetched.left
-        # Upkeep may have made tasks pending without a wake, so don't wait for one.
-        if fetched.left or fetched.left_for_free:
-            queue.exhausted = False
-        elif count and not (repeated or fetched.more):
-            queue.exhausted = queue.name not in self._timing.woken
-        if count and not repeated and (fetched.left or not fetched.more):
-            self._timing.shares.note_fetch(queue.name, count, len(fetched.ids), left=fetched.left)
-        self._leases.see_generation(queue, fetched.generation)

@@ -318,11 +318,12 @@ def first_steps() -> FirstSteps:
 def _take_first_steps() -> FirstSteps:
     handler = yield
     while True:
-        handler = yield _returned((yield from handler))
-
-
-def _returned(value: Any) -> Returned:
-    return _RETURNED_NONE if value is None else Returned(value)
+        value = yield from handler
+        if value is None:  # by far the most frequent case
+            handler = yield _RETURNED_NONE
+        else:
+            answer, value = [Returned(value)], None
+            handler = yield answer.pop()  # this frame keeps no reference to the value
 
 
 async def _ended(value: Any) -> Any:
