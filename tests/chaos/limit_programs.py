@@ -28,7 +28,7 @@ from qsync import Mux, Qsync, TaskInfo
 from qsync.broker import script
 from qsync.broker.op_values import FetchResult
 from qsync.limit import LimitRule
-from qsync.server.fetcher import Fetcher
+from qsync.server.fetch_replies import FetchReplies
 from qsync.server.queue_state import LeasedTask, QueueState
 
 PREFIX: Final = "limit-rounds"
@@ -90,17 +90,17 @@ def run_server(setting: Setting) -> None:
 
 def _note_leases(note: Any) -> None:
     """Record each fetched task with the store's time of the fetch."""
-    real = Fetcher._handle_result
+    real = FetchReplies.leased
 
-    async def handle_result(
-        self: Fetcher, queue: QueueState, wanted: int, fetched: FetchResult, *args: Any, **rest: Any
+    async def leased(
+        self: FetchReplies, queue: QueueState, wanted: int, fetched: FetchResult, *args: Any, **rest: Any
     ) -> list[LeasedTask]:
         if not rest["repeated"]:
             for id in fetched.ids:
                 note("lease", fetched.now_us, f"{self._holder}/{queue.number}", id)
         return await real(self, queue, wanted, fetched, *args, **rest)
 
-    Fetcher._handle_result = handle_result  # type: ignore[method-assign]
+    FetchReplies.leased = leased  # type: ignore[method-assign]
 
 
 def _end_with_parent() -> None:

@@ -21,6 +21,7 @@ from qsync.broker.error_mapping import Fault
 from qsync.enqueue_batching import Batcher
 from qsync.server import leases, periodic, queue_state, server, stored_ticks
 from qsync.server.crash_isolation import CrashIsolation
+from qsync.server.fetch_replies import FetchReplies
 from qsync.server.fetcher import Fetcher
 from qsync.server.handler_context import HandlerContext
 from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
@@ -233,15 +234,16 @@ def unread_fetch_not_renewed() -> Iterator[None]:
 def lease_counted_from_the_reply() -> contextlib.AbstractContextManager[None]:
     """The server counts a lease from the time at which the reply arrives, and does not renew a
     lease that arrives late."""
-    real = Fetcher._handle_result
+    real = FetchReplies.leased
 
     async def landed(
-        self: Fetcher, queue: QueueState, wanted: int, fetched: Any, sent: float, *, repeated: bool
+        self: FetchReplies, queue: QueueState, wanted: int, fetched: Any, sent: float, *,
+        repeated: bool,
     ) -> list[LeasedTask]:
         now = queue_state.boot_s()
         return await real(self, queue, wanted, fetched, now, repeated=False)
 
-    return exchanged(Fetcher, "_handle_result", landed)
+    return exchanged(FetchReplies, "leased", landed)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,10 @@ BATCH_SIZE: Final = 250
 """Maximum number of tasks per batch. A larger batch costs the same per task, but blocks the store
 for longer."""
 
+FETCH_SIZE: Final = 500
+"""Maximum number of tasks per fetch. A fetch has fixed costs, such as upkeep, so that a larger one
+costs less per task."""
+
 MAINTENANCE_BATCH: Final = 100
 """Maximum number of tasks per call that deletes or reruns tasks; it is small, so that urgent calls
 are not delayed."""

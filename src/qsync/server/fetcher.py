@@ -44,7 +44,7 @@ Group = Sequence[tuple[QueueState, int]]
 """Fetches that are sent together: the queues, each with the number of tasks to ask for."""
 
 Send = Callable[[Group], asyncio.Task[None]]
-"""Sends fetches; returns the asyncio task that does so."""
+"""A function that lets an asyncio task send fetches, and returns that task."""
 
 
 class Fetcher:
