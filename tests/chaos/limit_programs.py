@@ -93,7 +93,12 @@ def _note_leases(note: Any) -> None:
     real = FetchReplies.leased
 
     async def leased(
-        self: FetchReplies, queue: QueueState, wanted: int, fetched: FetchResult, *args: Any, **rest: Any
+        self: FetchReplies,
+        queue: QueueState,
+        wanted: int,
+        fetched: FetchResult,
+        *args: Any,
+        **rest: Any,
     ) -> list[LeasedTask]:
         if not rest["repeated"]:
             for id in fetched.ids:

@@ -237,7 +237,12 @@ def lease_counted_from_the_reply() -> contextlib.AbstractContextManager[None]:
     real = FetchReplies.leased
 
     async def landed(
-        self: FetchReplies, queue: QueueState, wanted: int, fetched: Any, sent: float, *,
+        self: FetchReplies,
+        queue: QueueState,
+        wanted: int,
+        fetched: Any,
+        sent: float,
+        *,
         repeated: bool,
     ) -> list[LeasedTask]:
         now = queue_state.boot_s()
