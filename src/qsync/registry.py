@@ -142,7 +142,7 @@ class Registry:
         `task.value(Type)`. `fn.enqueue(payload)` enqueues one task.
 
         max_size  maximum number of tasks per call, 1 to 10,000
-        max_wait  how long the first task of a call waits for others, in seconds or as a timedelta;
+        max_wait  how long the first task of a call waits for more, in seconds or as a timedelta;
                   at most an hour. A task does not wait if its deadline would pass during the wait
 
         The function returns None if all tasks are done, or a list with the result of each task, in

@@ -108,8 +108,8 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     priority      1 to 9, by default 5; within a queue, pending tasks with a higher priority start
                   first
     retention     how long the task and its result are kept after success; None means not at all
-    limits        at most 4 limits that the task shares with others, e.g. "stripe" or "customer:42";
-                  see `app.limit`
+    limits        at most 4 limits that the task shares with other tasks, e.g. "stripe" or
+                  "customer:42"; see `app.limit`
     fairness_key  tasks with different keys share the throughput fairly; e.g. one key per customer
     headers       mapping of strings to strings for middleware, e.g. a trace context; at most 8 KiB
     """

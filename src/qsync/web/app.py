@@ -204,7 +204,8 @@ def create_app(
                already checked the request. Without token and auth, all requests are refused.
     read_only  whether all changes are refused
     mask       function that takes a task's type and payload (the bytes that a handler gets) and
-               returns what to show: text, or bytes of the same kind. Results are then hidden.
+               returns what to show: text, or bytes of the same kind. With a mask, results
+               are hidden.
     hosts      allowed names in the Host header, against DNS rebinding; None allows any name
     timeout    time limit of a request, in seconds
     language   language of the pages, "en" or "ru"; by default the one that the browser
