@@ -214,8 +214,8 @@ def valkey_environment() -> dict[str, str]:
 
     The wheel's Valkey uses the malloc of the C library. By default, this malloc keeps few freed
     chunks for reuse, and allocates chunks that are scattered over a large heap, which causes CPU
-    cache misses. Huge pages stay off, because with them, the store pauses for about 5 ms each time
-    it needs another huge page.
+    cache misses. Huge pages stay off, because they make the store pause for about 5 ms each time it
+    needs another huge page.
     """
     return {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=20000", **os.environ}
 

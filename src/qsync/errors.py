@@ -170,7 +170,7 @@ class Snooze(QsyncError):
     """Raise it in a handler to have this task run again after `delay`; no attempt is counted.
 
     `delay` is in seconds or a timedelta, from 0 to ten years; another value raises ConfigError. If
-    the task's deadline is before the end of the delay, the task becomes dead immediately.
+    the task's deadline would pass before the delay ends, the task becomes dead immediately.
     """
 
     def __init__(self, delay: float | timedelta, message: str = "") -> None:

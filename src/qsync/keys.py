@@ -19,7 +19,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 """Valid names of prefixes and queues."""
 
 NAME_LIMIT: Final = 128
-"""Maximum length of the name of a prefix or a queue, in characters."""
+"""Maximum length of a prefix or a queue name, in characters."""
 
 TASK_ID: Final = re.compile(r"[!-~]{1,128}")
 """Valid task ids: printable ASCII without the space."""
@@ -257,8 +257,10 @@ class GlobalKeys:
 
     @property
     def schedule_queues(self) -> str:
-        """Key of the hash of queues with stored schedules; servers check a queue when the queue's
-        number in the hash changes."""
+        """Key of the hash that lists queues with stored schedules.
+
+        Servers check a queue when the queue's number in the hash changes.
+        """
         return f"{self.prefix}:schedule_queues"
 
     @property

@@ -1,6 +1,6 @@
 """Wakes callers when a task that they wait for ends; uses one connection per node of the store.
 
-The end of a task is published on a channel of its queue, on the node that holds the queue. A
+When a task ends, its id is published on a channel of its queue, on the node that holds the queue. A
 channel stays subscribed while callers wait for tasks of its queue, and LINGER seconds longer.
 Messages may be lost, so waiting callers also poll.
 """

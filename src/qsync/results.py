@@ -1,8 +1,8 @@
 """Interprets the outcome of a task, and sets the poll intervals, for task_queries.py.
 
-The end of a task is published on a channel of its queue (see result_listener.py). This message may
-be lost, so callers also poll. They read the task at the start, when a message arrives, and every 1
-to 5 s.
+When a task ends, its id is published on a channel of its queue (see result_listener.py). This
+message may be lost, so callers also poll. They read the task at the start, when a message arrives,
+and every 1 to 5 s.
 """
 
 from __future__ import annotations

@@ -362,7 +362,7 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def deadline(self) -> datetime | None:
-        """Latest start of an attempt; None if the task has no deadline."""
+        """Latest time at which an attempt may start; None if the task has no deadline."""
         return None if self.deadline_us is None else from_us(self.deadline_us)
 
     @overload

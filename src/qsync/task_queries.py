@@ -160,7 +160,7 @@ class TaskQueries(_TaskQueriesBase):
         return shown
 
     def wait(self, id: str, queue: str, seconds: float | None, *, known: bool) -> Result | None:
-        """Wait for the end of the task; return its result, or None after `seconds`."""
+        """Wait until the task ends; return its result, or None after `seconds`."""
         deadline = Deadline(seconds)
         looks = 0
 
@@ -292,7 +292,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
     async def wait(
         self, id: str, queue: str, seconds: float | None, *, known: bool
     ) -> Result | None:
-        """Wait for the end of the task; return its result, or None after `seconds`."""
+        """Wait until the task ends; return its result, or None after `seconds`."""
         deadline = Deadline(seconds)
         looks = 0
 

@@ -34,12 +34,12 @@ _WAITS: Final = 1 + len(OUTCOMES)
 _RUNS: Final = _WAITS + BUCKETS
 _KNOWN: Final = _RUNS + BUCKETS
 _COLUMNS: Final = _KNOWN + 2 * len(Cells._fields)
-"""Indexes of the first columns of the waits, of the durations and of the known quantile cells; and
-the number of columns."""
+"""Column indexes at which the waits, the durations and the known quantile cells begin; and the
+number of columns."""
 
 _WAIT_CELLS: Final = 1000
 _RUN_CELLS: Final = 2000
-"""Indexes in a report of the first cell of the waits, and of the first cell of the durations."""
+"""Column indexes at which the cells of the waits and of the durations begin in a report."""
 
 
 class TypeCounts(msgspec.Struct):
@@ -159,8 +159,7 @@ def _stored(row: TypeCounts) -> list[int]:
 
 
 def _shares(weights: Sequence[float]) -> list[int]:
-    """Return the square root of each share, in units of 1 / STEPS; 0 if the share is too small,
-    under 0.4 %."""
+    """Return the square root of each share, in units of 1 / STEPS; 0 for a share under 0.4 %."""
     total = sum(weights) or 1
     return [round(STEPS * math.sqrt(max(0.0, weight / total))) for weight in weights]
 

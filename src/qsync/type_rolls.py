@@ -50,7 +50,7 @@ STARTS_FIELD: Final = "v"
 
 SLOW_REPORT: Final = "s"
 START_REPORT: Final = "v"
-"""Prefixes of the fields of reports on slow runs and on starts of servers; other reports have no
+"""Prefixes of the fields for reports on slow runs and on server starts; other reports have no
 prefix. Versions without these statistics ignore such reports."""
 
 TRIMMED_MOST: Final = 1000

@@ -53,8 +53,11 @@ class BoundHandler:
 
     invoke: Invoke
     enforces_timeout: bool
-    """True if `invoke` applies the timeout itself, as for a process handler, whose timeout begins
-    when the process is ready, which only the pool knows."""
+    """True if `invoke` applies the timeout itself.
+
+    A process handler's `invoke` does, because the timeout begins when the process is ready, which
+    only the pool knows.
+    """
     carry_result: CarryResult | None = None
     """Converter for a stored result; None if none is needed or the handler's process converts
     it."""

@@ -1,4 +1,4 @@
-"""Excludes, when a server starts, the queues that have the data layout of a later version."""
+"""When a server starts, excludes the queues that have the data layout of a later version."""
 
 from __future__ import annotations
 

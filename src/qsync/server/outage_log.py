@@ -25,9 +25,9 @@ class PartFailure(NamedTuple):
     """A part of a server that is failing."""
 
     kind: type[QsyncError]
-    """Class of its last error."""
+    """Class of the part's last error."""
     since: float
-    """Time of the first of the part's successive failures, by time.monotonic."""
+    """Time at which the part's current series of failures began, by time.monotonic."""
 
 
 class Outage:

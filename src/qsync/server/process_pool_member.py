@@ -318,7 +318,7 @@ class WorkerProcess:
             claim.may_begin()  # only to record when the call begins
 
     def _has_died(self) -> None:
-        """Handle the end of a process that the server did not end.
+        """React to a process that has ended although the server did not end it.
 
         Deliver the answers of the process, fail its running call, and return its other calls to the
         pool.

@@ -19,7 +19,7 @@ from qsync.server.queue_state import QueueState
 from qsync.server.server_parts import cancel
 
 START_S: Final = 1.0
-"""Time limit for publishing at the start of the server, in seconds."""
+"""Time limit for publishing when the server starts, in seconds."""
 
 
 class QueueRules:

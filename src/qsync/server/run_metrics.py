@@ -53,7 +53,7 @@ class RunMetrics:
         self._by_queue: dict[str, _QueueMetrics] = {}
 
     def started(self, leased: LeasedTask) -> None:
-        """Count the start of a run."""
+        """Count a run that starts."""
         queue, message = leased.queue, leased.message
         metrics = self._by_queue.get(queue.name) or self._metrics_of(queue)
         leased.row = row = metrics.by_type.get(message.type) or self._row(metrics, message.type)

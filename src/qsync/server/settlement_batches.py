@@ -73,7 +73,7 @@ def split(entries: Sequence[Entry], verb: str, operation: Operation) -> Iterator
 
 
 def result_size(entry: Entry) -> int:
-    """Return the size of the result of a completed task, in bytes."""
+    """Return the size of a completed task's result, in bytes."""
     record = entry[1]
     return len(record.result) if type(record) is Completion else 0
 
