@@ -338,7 +338,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
         if self._learning is learning:
             self._learning = None
         if not learning.cancelled():
-            learning.exception()  # mark the error as retrieved: all callers may have given up
+            learning.exception()  # prevents a warning of asyncio if all callers have given up
 
     async def _ask_nodes(self, slots: SlotMap) -> Node:
         """Fetch the slot map; each time MAP_S passes without a reply, also ask another node."""

@@ -317,7 +317,7 @@ def _other_scheme(address: Address) -> str:
 def is_demoted(replies: Sequence[Any]) -> bool:
     """Return whether the node is no longer the primary, so that the address must be looked up."""
     for reply in replies:
-        if isinstance(reply, Exception) and (  # first, since few replies are errors
+        if isinstance(reply, Exception) and (  # checked first: few replies are errors
             isinstance(reply, redis_errors.ReadOnlyError | redis_errors.MasterDownError)
             or str(reply).startswith("READONLY")
         ):

@@ -19,7 +19,7 @@ log: Final = logging.getLogger("qsync.broker")
 def streams(
     connection: Any,
 ) -> tuple[asyncio.Transport, asyncio.BaseProtocol, Callable[[Any], Exception]] | None:
-    """Return transport and protocol of an open asyncio connection, and its parser of error replies.
+    """Return an open asyncio connection's transport, protocol and parser of error replies.
 
     Return None if qsync does not know the internals of this redis-py release.
     """

@@ -85,7 +85,7 @@ class Script:
     sha: str
     keys: tuple[str, ...]
     timed: bool = False
-    """Whether the first argument is `now`: a time, or empty for the store's clock."""
+    """Whether the first argument is `now`, which is a time, or empty for the store's clock."""
     reply_fields: tuple[str, ...] = ()
     is_plain: bool = False
     """Whether this is the plain variant of a script that also has a flow variant."""

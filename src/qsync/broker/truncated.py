@@ -37,7 +37,7 @@ def decode_cut(data: bytes, length: int) -> Message:
 
 
 def _payload(head: bytes) -> tuple[int, int]:
-    """Return start and end of the payload with its length field.
+    """Return the start and the end of the payload, including its length field.
 
     Raises IndexError if the message has none.
     """
@@ -49,7 +49,7 @@ def _payload(head: bytes) -> tuple[int, int]:
 
 
 def _run(head: bytes, offset: int) -> tuple[int, int]:
-    """Return start and end of the text or binary data at `offset`."""
+    """Return the start and the end of the text or binary data at `offset`."""
     kind = head[offset]
     if 0xA0 <= kind <= 0xBF:
         return offset, offset + 1 + kind - 0xA0

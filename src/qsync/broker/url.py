@@ -152,7 +152,7 @@ def _unix(host: str, path: str, options: dict[str, Any]) -> Address:
     name = _decoded(path)
     if "\0" in name or len(name.encode()) > _SOCKET_LIMIT:
         raise ValueError(
-            f"the path of a unix socket has at most {_SOCKET_LIMIT} bytes, none of them 0"
+            f"the path of a unix socket has at most {_SOCKET_LIMIT} bytes, none of which is 0"
         )
     _refuse(options, ("ssl_", SENTINEL, "socket_keepalive"), "cannot be combined with unix://")
     return Address("node", settings={**options, "path": name})

@@ -32,7 +32,7 @@ def abandon(task: asyncio.Task[Any]) -> None:
 def callback_of(
     loop: asyncio.AbstractEventLoop, number: Signals
 ) -> tuple[Callable[..., object], tuple[Any, ...]] | None:
-    """Return the handler that the loop has for a signal; None if it has none or hides it."""
+    """Return the handler that the loop has for a signal; None if it has no handler or hides it."""
     try:
         handle = loop._signal_handlers.get(number)  # type: ignore[attr-defined]
         return None if handle is None else (handle._callback, handle._args)

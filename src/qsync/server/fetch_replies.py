@@ -23,9 +23,9 @@ from qsync.server.runner import Runner
 
 UNKNOWN_TYPE_YIELD_S: Final = 0.05
 UNKNOWN_TYPE_WINDOW_S: Final = 120.0
-"""Time, in seconds, after this server hands back a task for which it has no handler. During that
-time, it fetches due tasks UNKNOWN_TYPE_YIELD_S late, so that other servers get them first. The time
-is longer than the maximum delay of a task that was handed back."""
+"""After a server hands back a task for which it has no handler, it fetches due tasks
+UNKNOWN_TYPE_YIELD_S late for UNKNOWN_TYPE_WINDOW_S, so that other servers get them first. The
+window is longer than the maximum delay of a task that was handed back."""
 
 
 class FetchReplies:

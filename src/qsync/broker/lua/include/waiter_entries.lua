@@ -73,7 +73,7 @@ function waiter_items.list(text, at)
   return items
 end
 
--- Return the items as text for a state.
+-- Return the items in the text form that a state has.
 function waiter_items.text(items)
   local parts = {}
   for i = 1, #items do
