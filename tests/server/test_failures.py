@@ -103,7 +103,7 @@ def test_failed_attempts_are_warnings_and_the_death_is_an_error(
     told, records = run(valkey.url, prefix, caplog, task)
     assert [one.levelname for one in records] == ["WARNING", "WARNING", "ERROR"]
     assert [vars(one)["final"] for one in records] == [False, False, True]
-    assert "failed, attempt 1 of 3, next at once: ValueError: boom" in records[0].getMessage()
+    assert "failed, attempt 1 of 3, next immediately: ValueError: boom" in records[0].getMessage()
     assert "is dead: failed, attempt 3 of 3: ValueError: boom" in records[2].getMessage()
     assert told.calls == [
         ("bad", "ValueError", 1, False), ("bad", "ValueError", 2, False),
