@@ -280,7 +280,7 @@ def _validator(annotation: Any) -> Callable[[Any], Any]:
     except (pydantic.PydanticUserError, NameError, TypeError) as error:
         raise ConfigError(str(error).partition("\n")[0]) from error
     names = _field_names(adapter.core_schema)
-    # The payload has the names of a model's fields, not their aliases.
+    # The payload contains the names of a model's fields, not their aliases.
     by_name = "by_name" in inspect.signature(adapter.validate_python).parameters
     options: dict[str, Any] = {"by_name": True} if by_name else {}
 

@@ -36,8 +36,8 @@ LONGEST_SNOOZE_S: Final = 10 * 365 * 86_400.0
 class QsyncError(Exception):
     """The base class of all exceptions of qsync.
 
-    If `enqueue_many` fails halfway, `handles` has the handles of the tasks that the store answered
-    for, in task order.
+    If `enqueue_many` fails halfway, `handles` contains the handles of the tasks that the store
+    answered for, in task order.
     """
 
     handles: Sequence[Any] = ()

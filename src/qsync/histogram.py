@@ -1,7 +1,7 @@
 """Histograms of durations, whose quantiles are accurate to about 7 %. Pure.
 
 Durations are counted by cell. The upper bound of a cell is at most 15 % above its lower bound. A
-long-term record has only the weights of 18 buckets, and the cells of its median and its 95th
+long-term record contains only the weights of 18 buckets, and the cells of its median and its 95th
 percentile.
 """
 

@@ -163,7 +163,7 @@ class _AnySchedules:
 
 
 class Schedules(_AnySchedules):
-    """The schedules in the store, which a client has as `client.schedules`. Every call blocks."""
+    """The schedules in the store, available as `client.schedules`. Every call blocks."""
 
     def put(
         self,
@@ -185,7 +185,7 @@ class Schedules(_AnySchedules):
                    none ("skip"), one for all of them ("once") or one for each ("all")
 
         Any server of the prefix enqueues the ticks, even for queues that it does not serve. Each
-        tick is enqueued once. Once the call has returned, a replaced schedule has no more ticks,
+        tick is enqueued once. Once the call has returned, a replaced schedule no longer ticks,
         even if it was in another queue. A new schedule does not enqueue ticks from before the call.
         If the call changes nothing, ticks that are already due are still enqueued. A paused
         schedule stays paused.
@@ -218,7 +218,7 @@ class Schedules(_AnySchedules):
     def delete(self, name: str) -> bool:
         """Delete a schedule; return whether it existed.
 
-        The schedule has no more ticks, but tasks of earlier ticks stay in their queue.
+        The schedule no longer ticks, but tasks of earlier ticks stay in their queue.
         """
         self._check_open()
         return self._do(self._delete(check_schedule_name(name)))
@@ -244,7 +244,7 @@ class Schedules(_AnySchedules):
 
 
 class AsyncSchedules(_AnySchedules):
-    """The schedules in the store, which a client has as `client.schedules`."""
+    """The schedules in the store, available as `client.schedules`."""
 
     async def put(
         self,
@@ -266,7 +266,7 @@ class AsyncSchedules(_AnySchedules):
                    none ("skip"), one for all of them ("once") or one for each ("all")
 
         Any server of the prefix enqueues the ticks, even for queues that it does not serve. Each
-        tick is enqueued once. Once the call has returned, a replaced schedule has no more ticks,
+        tick is enqueued once. Once the call has returned, a replaced schedule no longer ticks,
         even if it was in another queue. A new schedule does not enqueue ticks from before the call.
         If the call changes nothing, ticks that are already due are still enqueued. A paused
         schedule stays paused.
@@ -305,7 +305,7 @@ class AsyncSchedules(_AnySchedules):
     async def delete(self, name: str) -> bool:
         """Delete a schedule; return whether it existed.
 
-        The schedule has no more ticks, but tasks of earlier ticks stay in their queue.
+        The schedule no longer ticks, but tasks of earlier ticks stay in their queue.
         """
         self._check_open()
         return await self._do(self._delete(check_schedule_name(name)))

@@ -34,7 +34,7 @@ type."""
 class StartReport(msgspec.Struct, frozen=True, array_like=True):
     """The start of one server.
 
-    `types` has a number for each type that the server handles; empty means all types.
+    `types` contains a number for each type that the server handles; empty means all types.
     """
 
     at_us: int

@@ -1,9 +1,10 @@
 """Merges reports of servers into blocks of minutes and hours. Pure.
 
-In the hash `type_stats`, the field `m<hour>:<type>` has a block with the minutes of an hour, and
-`h<day>:<type>` a block with the hours of a day. The field `#` has the directory of the types. An
-hour is always the sum of its minutes as stored, so rounding errors do not accumulate. The field
-`s:<type>` has the slowest runs of a type, and `v` has the starts of servers, with their versions.
+In the hash `type_stats`, the field `m<hour>:<type>` contains a block with the minutes of an hour,
+and `h<day>:<type>` contains a block with the hours of a day. The field `#` contains the directory
+of the types. An hour is always the sum of its minutes as stored, so rounding errors do not
+accumulate. The field `s:<type>` contains the slowest runs of a type, and `v` contains the starts of
+servers, with their versions.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ class ServerInbox:
             log.warning("the inbox held an unknown order: %s", ascii(verb)[:80])
 
     async def _cancel(self, name: str, id: str) -> None:
-        """Cancel a task if the store has a cancel request for it; the order is only a hint."""
+        """Cancel a task if the store contains a cancel request for it; the order is only a hint."""
         queue = self._queues.get(name)
         leased = queue.held.get(id) if queue is not None else None
         if queue is None or leased is None:

@@ -1,5 +1,5 @@
-"""Settles ended tasks in batches; a batch has the tasks that ended while the previous batch was in
-flight.
+"""Settles ended tasks in batches; a batch contains the tasks that ended while the previous batch
+was in flight.
 
 Each queue has its own settler, so that an unreachable node delays only the queues on it.
 """
@@ -128,7 +128,7 @@ class Settler:
         """Queue several tasks in the phase SETTLING, as `add` does.
 
         `completed` are those that completed without a result. `timed` is a sample of all tasks, and
-        `slowest` has the slowest tasks, each with its end time by boot_s.
+        `slowest` contains the slowest tasks, each with its end time by boot_s.
         """
         self._timed += timed
         for leased, ended_s in slowest:
