@@ -46,7 +46,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def spoilt_fields(name: str) -> list[str]:
-    """Return the fields of a hash that scripts read."""
+    """Return the fields that scripts read from a hash."""
     return {
         "unique": [f"={NAME}", "@a", "odd", "=", "@"],
         "fetches": ["s", "t", "gone"],

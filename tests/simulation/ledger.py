@@ -79,7 +79,7 @@ class Ledger:
     # The store's data
 
     def copy(self) -> Any:
-        """Return a copy of what is known about the state of the store."""
+        """Return a copy of what is known about the store's state."""
         stored = self.stored.versions, self.stored.deleted
         state = self.entries, self.ticks.times, self._open_locks, self._calls, self.unsure, stored
         return deepcopy(state)

@@ -1,4 +1,4 @@
-"""The URLs of the Django project of the tests, with the admin."""
+"""The URLs of the tests' Django project, including the admin."""
 
 from __future__ import annotations
 

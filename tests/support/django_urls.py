@@ -1,4 +1,4 @@
-"""The URLs of the Django project of the tests."""
+"""The URLs of the tests' Django project."""
 
 from __future__ import annotations
 

@@ -77,8 +77,8 @@ async def bench(url: str, prefix: str) -> AsyncIterator[Bench]:
 
 
 def left_over(redis: Any, prefix: str, queue: str = "default") -> dict[str, int]:
-    """Return the sizes of the non-empty keys of a queue whose data depends on tasks. The result is
-    empty once all tasks are gone."""
+    """Return the sizes of the non-empty keys in which a queue stores data about tasks. The result
+    is empty once all tasks are gone."""
     base = QueueKeys(prefix, queue).base
     sizes = {}
     for name, (kind, _) in QUEUE_KEYS.items():

@@ -1,4 +1,4 @@
-"""Validation of the rules for limits and of the limits of a task."""
+"""How the rules for limits and the limits of a task are validated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of the next ticks of thousands of periodic tasks."""
+"""Thousands of periodic tasks tick in the right order."""
 
 from __future__ import annotations
 

@@ -265,7 +265,7 @@ def expected(truth: Truth, cell: Cell, queue: str, error: str) -> int | str | No
 
 
 def unequal(truth: Truth, path: str, html: str, queue: str = "", error: str = "") -> Iterator[str]:
-    """Yield the numbers on a page that differ from the keys, and the numbers whose meaning is
+    """Yield each number on a page that does not match the keys, and each number whose meaning is
     unknown."""
     parser = Numbers()
     parser.feed(html)

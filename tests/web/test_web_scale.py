@@ -118,7 +118,7 @@ async def fill_with_errors(url: str, prefix: str, *, pending: int, dead: int) ->
 
 async def watch(url: str, seconds: float) -> tuple[int, float]:
     """Refresh 20 tabs with the overview or the errors; return the number of requests and the
-    duration of the longest in ms."""
+    duration of the longest request, in ms."""
     numbers: list[float] = []
 
     async def tab(number: int) -> None:

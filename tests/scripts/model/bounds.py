@@ -14,7 +14,7 @@ dropped."""
 
 
 class Waiting(NamedTuple):
-    """The properties of a task that decide whether it is dropped."""
+    """Properties that decide whether a task is dropped."""
 
     id: str
     state: str

@@ -216,7 +216,7 @@ def refused_publish_is_an_error() -> contextlib.AbstractContextManager[None]:
 
 
 def runnable_time_lost_on_hand_back() -> contextlib.AbstractContextManager[None]:
-    """The waiting time of a task that is handed back counts from its enqueue."""
+    """The waiting time of a task that is handed back counts from when the task was enqueued."""
     right = "  note_runnable(now, head)\n"
     return planted("hand_back.lua", right, "")
 
