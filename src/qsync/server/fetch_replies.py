@@ -74,8 +74,8 @@ class FetchReplies:
     ) -> list[LeasedTask]:
         """Return the tasks that a fetch of `count` tasks leased, and that may start.
 
-        The fetch was sent at `sent`, by boot_s. `repeated` tells whether it repeated an earlier
-        fetch that got no reply.
+        The fetch was sent at `sent`, by boot_s. `repeated` tells whether the fetch repeated an
+        earlier fetch that got no reply.
         """
         received = boot_s()
         token = f"{self._holder}/{queue.number}"

@@ -90,7 +90,7 @@ class FetchTiming:
         self.retry_at: dict[str, float] = dict.fromkeys(queues, 0.0)
         """Earliest time of the next fetch from a queue whose last fetch failed."""
         self.wait_again_at: float = 0.0
-        """Time of the next wait for tasks, by boot_s, if the last wait failed."""
+        """Time of the next wait for tasks, by the clock `boot_s`, if the last wait failed."""
 
     def awaited_until(self, now: float) -> float | None:
         """Return when the next round stops waiting for fetches in flight; None to begin now."""

@@ -37,8 +37,7 @@ TICK_S: Final = 0.25
 class Heartbeat:
     """A thread that renews the leases of the queues on one node.
 
-    The thread calls `on_refusals` on the event loop. If it has a `watchdog`, it calls it in the
-    thread itself.
+    `on_refusals` is called on the event loop, and `watchdog`, if there is one, in the thread.
     """
 
     def __init__(

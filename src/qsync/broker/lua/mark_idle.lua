@@ -2,9 +2,9 @@
 -- mark_idle: register a server as idle in a queue, unless the queue has work for it. The server
 -- must be subscribed to its channel for the queue. The script pops the element of the wake list, as
 -- a blocking server does. If there is no element and no task can be fetched, the script adds the
--- server to the idle servers, which a message wakes. After that, only a client that sends no
--- messages adds an element to the list. A server that waits for a long time adds itself again; ids
--- that were last added over `keep` ago are removed.
+-- server to the idle servers, which a message wakes. While the server is idle, only a client that
+-- sends no messages adds an element to the list. A server that waits for a long time adds itself
+-- again; ids that were last added over `keep` ago are removed.
 -- variants: plain flow
 -- include: check_schema ensure_schema clock find_work
 -- KEYS[1] meta       hash    schema, paused, generation; when a server was last seen

@@ -57,7 +57,7 @@ local function read_mark(counts, record)
   return mark
 end
 
--- Return the time in a failure record, its third field; 0 if it cannot be read.
+-- Return the time in a failure record, which is its third field; 0 if the record cannot be read.
 local function failed_at(record)
   local good, _, _, _, at = pcall(cmsgpack.unpack_limit, record, 3, 1)
   return good and tonumber(at) or 0

@@ -67,7 +67,7 @@ local function keep_successor(now, head, message, option, holder)
   redis.call('HSET', KEYS.successors, holder, record)
 end
 
--- Remove a waiting holder from the counts of its limits. Returns whether it had limits.
+-- Remove a waiting holder from the counts of its limits. Returns whether the holder had limits.
 local function leave_limits(holder, set_key)
   if not limits_used then
     return false

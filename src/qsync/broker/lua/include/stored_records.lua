@@ -1,7 +1,7 @@
 -- stored_records: make the time stamps of stored schedules, and find programs' periodic tasks with
 -- the same names. A record in `stored_schedules` begins with the time at which it was put, in 8
--- bytes. The rest of a record is only for servers. The time changes with each put and each resume,
--- so a script that compares it acts on one version only.
+-- bytes. The rest of a record is opaque to the scripts. The time changes with each put and each
+-- resume, so a script that compares it acts on one version only.
 
 -- Return the first 8 bytes of a new record: the time, or 1 us later if the record `before` has that
 -- time.

@@ -96,10 +96,9 @@ local function sweep_records(hash_key, now, cursor, size, age)
 end
 
 -- flow:
--- Delete the states of limits that no task uses, once neither the rate nor a closing delays their
--- next start. If the clock was set back, the next start of a limit may be further ahead than its
--- rule allows. Such a start is corrected, but rules are read only for starts that are over 10 s
--- ahead.
+-- Delete the states of limits that no task uses, once their `tat` and the end of their closing have
+-- passed. If the clock was set back, the next start of a limit may be further ahead than its rule
+-- allows. Such a start is corrected, but rules are read only for starts that are over 10 s ahead.
 local function sweep_limits(now, cursor, size)
   local ahead = {}
   local next_cursor, more, gone = sweep_part(KEYS.limits, cursor, size, function(limit, value)
