@@ -36,8 +36,8 @@ async def run_arrivals(
 ) -> tuple[int, float]:
     """Enqueue `rate` tasks per second on average; return their number and the time taken.
 
-    The payload of a task is its arrival time by the monotonic clock, in ns, so delays in the client
-    add to the delay that the handler records.
+    The payload of a task is its arrival time by the monotonic clock, in ns. Delays in the client
+    therefore add to the delay that the handler records.
     """
     spec = {"url": url, "prefix": prefix, "rate": rate, "seconds": seconds, "uvloop": uvloop}
     process = await asyncio.create_subprocess_exec(

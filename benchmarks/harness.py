@@ -54,13 +54,13 @@ class Harness:
             await self.broker.aclose()
 
     async def clean(self) -> None:
-        """Delete all data of the queue. Each measurement begins with this call.
+        """Delete all data of the queue. Each measurement begins with a call of this method.
 
         Raises BenchmarkError if the store forbids this, since the benchmark must be able to clean
         up.
         """
         await self._unlink(*[self.keys.key(name) for name in QUEUE_KEYS])
-        while info := await self.info("memory"):  # the store frees the memory in another thread
+        while info := await self.info("memory"):  # wait until the store has freed the memory
             if not int(info.get("lazyfree_pending_objects", 0)):
                 break
             await asyncio.sleep(0.005)

@@ -48,8 +48,8 @@ def built_with_pgo() -> bool:
     """Return whether this Python was built with profile-guided optimisation, which makes it about a
     third faster.
 
-    Debian and Ubuntu use this optimisation, but do not list it in the arguments of configure. Their
-    builds are recognised by the install scheme `deb_system`.
+    Debian and Ubuntu use this optimisation, but do not list it in the arguments of configure. The
+    function recognises their builds by the install scheme `deb_system`.
     """
     arguments = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
     return "--enable-optimizations" in arguments or "deb_system" in sysconfig.get_scheme_names()

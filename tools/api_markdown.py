@@ -61,7 +61,7 @@ def _members(documented: Documented) -> Iterator[Documented]:
         try:
             if member.docstring is not None or member.is_function:
                 yield member
-        except griffe.AliasResolutionError:  # inherited from another library
+        except griffe.AliasResolutionError:  # another library defines the member
             continue
 
 

@@ -92,8 +92,8 @@ def check_wheel(wheel: Path) -> None:
 def check_licences(extras: Iterable[str] | None = None) -> list[str]:
     """Return the dependencies with their licences; raise Wrong if a licence is not allowed.
 
-    With None, include all extras. The function looks up the dependencies in this environment, where
-    they are installed.
+    If `extras` is None, include all extras. The function looks up the dependencies in this
+    environment, where they are installed.
     """
     if extras is None:
         extras = metadata.metadata(NAME).get_all("Provides-Extra") or ()

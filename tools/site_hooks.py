@@ -67,7 +67,7 @@ def _target(link: str, source: str, uri: str, config: MkDocsConfig) -> str:
         if path == name:
             return posixpath.relpath(page, posixpath.dirname(uri) or ".")
     if not (ROOT / path).exists():
-        return link  # MkDocs warns about the missing file
+        return link  # MkDocs will warn about the missing file
     kind = "tree" if (ROOT / path).is_dir() else "blob"
     return f"{config.extra['repository']}/{kind}/{BRANCH}/{path}"
 

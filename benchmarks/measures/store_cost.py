@@ -1,7 +1,6 @@
 """Measures the cost of a task for the store, in time (from INFO commandstats) and in memory. To
-measure the time, the scripts run one after another in full batches, without a server, so that each
-verb and each backlog is measured separately.
-"""
+measure each verb and each backlog separately, the scripts run one after another in full batches,
+without a server."""
 
 from __future__ import annotations
 

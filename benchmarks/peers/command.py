@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> int:
     """Measure the peers, print the table, and write the results; return the exit code."""
     options = _parse(words)
     os.chdir(ROOT)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that SIGTERM also ends the servers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # end the servers on SIGTERM too
     python = interpreter.choose(options.python)
     skipped: dict[str, str] = {}
     peers, hardware = _choose(options.peers), machine.hardware()

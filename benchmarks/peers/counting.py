@@ -22,7 +22,7 @@ def ran(payload: str | bytes) -> None:
         first_run_mark(REPORT).touch()
     if payload[:1] in STAMPS:
         _late_ns.append(now - int(payload[1:]))
-    if number >= EXPECTED:  # excess runs are also reported
+    if number >= EXPECTED:  # write the report again after each excess run
         _write(number)
 
 

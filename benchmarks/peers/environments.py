@@ -37,7 +37,7 @@ def install(peer: Peer, python: str) -> dict[str, str]:
         if peer.folder == QSYNC:
             _pip(peer, "install", "--quiet", *peer.requirements)
         mark.write_text(json.dumps(wanted))
-    elif peer.name == QSYNC:  # measure the current code
+    elif peer.name == QSYNC:  # install qsync again, to measure the current code
         _pip(peer, "install", "--quiet", "--force-reinstall", "--no-deps", str(ROOT))
     listed = json.loads(_pip(peer, "list", "--format", "json"))
     return {one["name"].lower().replace("_", "-"): one["version"] for one in listed}

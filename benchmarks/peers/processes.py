@@ -53,7 +53,7 @@ def serving(
             [program(peer, first), *words],
             cwd=ROOT, env=_environment(variables),
             stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True,  # its own process group, which its children share
+            start_new_session=True,  # start a process group for the process and its children
         )  # fmt: skip
     try:
         yield server

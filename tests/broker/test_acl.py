@@ -402,5 +402,5 @@ def test_roles_suffice_in_a_cluster(cluster: Cluster) -> None:
     }
     assert refused <= {"info"}
     used = {name for node in cluster.nodes for name in node.command("INFO", "commandstats")}
-    rare = {"asking"}  # only while a slot moves
+    rare = {"asking"}  # sent only while a slot moves
     assert {f"cmdstat_{command}" for command in {*acl.CLUSTER} - rare} <= used

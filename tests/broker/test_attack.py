@@ -77,7 +77,7 @@ def hostile(chance: random.Random, mark: Path) -> bytes:
     sent = new_task(Task("t", body, headers={"h": "v"}), new_nonce()).message
     parts = msgspec.msgpack.decode(STAMP + sent)
     parts[3] = type
-    if kind > 0.95:  # so that the payload is decoded as a value
+    if kind > 0.95:  # mark the payload as an encoded value
         parts[5] = True
     at = chance.randrange(len(parts))
     if chance.random() < 0.2:

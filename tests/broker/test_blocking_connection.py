@@ -281,7 +281,7 @@ def test_threads_wait_for_one_of_few_connections(store: Store) -> None:
         wait_until(lambda: pool._waiting == 2)
         pool.release(held[0])
         wait_until(lambda: pool._waiting == 1)
-        pool.discard(held[1])  # frees a slot for the other caller
+        pool.discard(held[1])  # this frees a slot for the other caller
         taken = [future.result(20) for future in waiting]
         assert held[0] in taken
         assert held[1] not in taken

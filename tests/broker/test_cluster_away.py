@@ -120,7 +120,7 @@ def test_server_with_limits_and_bounds_starts_while_the_node_of_one_queue_is_fro
         nonlocal running, most
         async with Qsync(partial.url, prefix=prefix) as app, app.async_client() as client:
             app.limit("one", concurrency=1, per_queue=True)
-            app.queue(frozen[1], max_tasks=1000)  # a queue that the server does not serve
+            app.queue(frozen[1], max_tasks=1000)  # the server does not serve this queue
 
             @app.task(name="t", limits=["one"])
             async def t() -> None:
@@ -134,7 +134,7 @@ def test_server_with_limits_and_bounds_starts_while_the_node_of_one_queue_is_fro
 
             await client.enqueue_many(
                 [t.options(queue=frozen[0]).build()] * 20
-            )  # no server has stored the limit yet
+            )  # no server has stored the limit so far
             with lists_away(partial, prefix, gone=False) as queue:
                 began = time.monotonic()
                 server = app.server(queues=[queue, frozen[0]], shutdown_timeout=1, sweep=0.2)

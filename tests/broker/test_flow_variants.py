@@ -148,7 +148,7 @@ def test_flow_variant_follows_its_queue_in_a_cluster(
 def holds(client: Any, keys: QueueKeys) -> bool:
     try:
         return bool(client.exists(keys.key("meta")))
-    except Exception:  # MOVED: another node has the slot
+    except Exception:  # e.g. MOVED, because another node has the slot
         return False
 
 

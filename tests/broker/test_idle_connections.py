@@ -50,7 +50,7 @@ def test_dead_idle_connection_is_replaced_by_a_new_one(
 ) -> None:
     with Proxy(store.port) as proxy:
         client = colour.client(proxy.url, prefix, patience=patience)
-        proxy.down.delay = 0.2  # so that each call has a separate connection
+        proxy.down.delay = 0.2  # slow replies make each call open a connection
         begun = [
             colour.begin(lambda at=at: client.enqueue(Task("t", queue=f"q{at}")))  # type: ignore[misc]
             for at in range(IDLE)

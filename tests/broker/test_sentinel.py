@@ -73,7 +73,7 @@ def test_busy_connections_do_not_count_as_a_refusing_store(sentinel: Sentinel, p
         broker = AsyncBroker(redis_clients.parse(url), connections=1, read_timeout=0.3)
         await broker.ping()
         pool = broker._pool_for(None)
-        connection = await pool.acquire(1)  # take the only connection
+        connection = await pool.acquire(1)  # this is the pool's only connection
         call = views.counts(QueueKeys(prefix, "q"))
         with pytest.raises(StoreUnavailable):
             await broker.run(call, patience=0.1)

@@ -71,7 +71,7 @@ class Worker:
             send(pid, signal.SIGKILL)
         self.process.wait(timeout=10)
         _watchdog().remove(self.process.pid)
-        for pid in self.children():  # children that were being started
+        for pid in self.children():  # kill children that were being started too
             send(pid, signal.SIGKILL)
         return children
 

@@ -7,8 +7,8 @@ Each kill hits one to three servers or the store. The next kill follows as soon 
 run, which gives about 20 server kills per minute. All kills use SIGKILL, at random moments, and a
 killed process is immediately started again. Each of four customers has two slots for its tasks.
 Some tasks have a rate, either instead of slots or in addition to them. After each kill, the counts
-in the store are compared with the active tasks. At the end, all tasks have run, and the history of
-leases shows whether a limit was ever exceeded and how much of the rate was used.
+in the store are compared with the active tasks. At the end, all tasks have run. The history of
+leases then shows whether a limit was ever exceeded and how much of the rate was used.
 
 The program prints its progress once a minute. Ctrl-C or SIGTERM ends the kills early and prints the
 verdict so far.

@@ -158,7 +158,7 @@ def application(app: Qsync, places: Places, turn: int) -> None:
     while True:
         with contextlib.suppress(psycopg.Error, SQLAlchemyError):
             writers[turn % len(writers)](outbox, places)
-        time.sleep(0.02)  # the database is unreachable, or locked by another process
+        time.sleep(0.02)  # the database may be unreachable or locked
 
 
 # Relays.

@@ -3,11 +3,11 @@ committed row ran once.
 
     python -m tests.chaos.outbox_rounds --rounds 1000
 
-An application writes orders and their tasks in transactions, and rolls some back. Each round kills
-one or two of these with SIGKILL and starts them again: the application, the relay, the store and
-the database. The command above runs 1,000 rounds with PostgreSQL and 1,000 with SQLite, which has
-no server to kill. The server that runs the tasks is not killed, because a task whose server dies
-runs again with or without an outbox.
+An application writes orders and their tasks in transactions, and rolls some back. In each round,
+one or two parts are killed with SIGKILL and started again. The parts are the application, the
+relay, the store and the database. The command above runs 1,000 rounds with PostgreSQL and 1,000
+with SQLite, which has no server to kill. The server that runs the tasks is not killed, because a
+task whose server dies runs again with or without an outbox.
 
 The program prints its progress once a minute. Ctrl-C or SIGTERM ends the rounds early and prints
 the verdict so far.
@@ -189,7 +189,7 @@ class Rounds:
         except AssertionError:
             application = self._processes["application"]
             if application.pid is not None and application.is_alive():
-                os.kill(application.pid, signal.SIGUSR1)  # print the stacks of its threads
+                os.kill(application.pid, signal.SIGUSR1)  # make it print its threads' stacks
                 time.sleep(1)
             log = self._places.log.read_text(errors="replace")
             log += f"\nthe application: {application.exitcode}"

@@ -420,7 +420,7 @@ def test_link_that_is_reset_repeatedly_causes_no_busy_loop(
         measured(f"connections reset {how}: connections opened per second", rates[how])
         measured(f"connections reset {how}: share of a core that the server used", shares[how])
     measured("connections reset: seconds until a new task started", started.at - back_at)
-    assert max(rates.values()) <= 40  # four connections per reset
+    assert max(rates.values()) <= 40  # the server opens four connections per reset
     assert max(shares.values()) < 0.2
     assert started.at - back_at <= 10
 

@@ -58,8 +58,8 @@ def test_stopped_simulation_prints_its_verdict() -> None:
 
 @pytest.mark.timeout(300)
 def test_ctrl_c_ends_the_rounds_of_limits_with_their_verdict() -> None:
-    """As when Ctrl-C is pressed at a terminal, each process of the group gets the signal. It
-    arrives while servers are starting."""
+    """As when Ctrl-C is pressed at a terminal, each process of the group gets the signal. The
+    signal arrives while servers are starting."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     command = [sys.executable, "-m", "tests.chaos.limit_rounds", "--rounds=100000"]

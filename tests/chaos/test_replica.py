@@ -153,8 +153,8 @@ def test_confirmed_tasks_survive_a_failover(
         lost = quick.ids - kept
         assert sure.errors + quick.errors + blocking.errors == []
         assert yes, "some were confirmed"
-        # Only writes that never reached the replica are lost. It has every write that was accepted
-        # before the last confirmed task was sent.
+        # Only writes that never reached the replica are lost. The replica has every write that was
+        # accepted before the last confirmed task was sent.
         carried_until = max(asked[id] for id in yes)
         assert {id for at, id in quick.accepted if at < carried_until} <= kept
         assert all(asked[id] > cut_at - 0.3 for id in sure.confirmed.keys() - yes)

@@ -104,7 +104,7 @@ def test_truncated_append_only_file_leaves_sound_data(
 
         with Flow(store.url, prefix, make=make, every=0.0) as flow:
             history.wait("end", 200)
-            servers[0].kill()  # so that some leases expire
+            servers[0].kill()  # its leases expire
             history.wait("end", 400)
         assert flow.errors == []
         servers[1].kill()

@@ -56,7 +56,7 @@ class Users:
     def _task(self, chance: random.Random, id: str) -> tuple[Task, Wanted]:
         options: dict[str, Any] = {"id": id, "retry": 2, "retry_delay": 0.05}
         plan: dict[str, Any] = {"sleep": chance.choice((0.0, 0.005, 0.02, 0.1))}
-        if chance.random() < 0.05:  # so that every frozen server holds some long tasks
+        if chance.random() < 0.05:  # give every frozen server some long tasks
             plan["sleep"] = chance.choice((0.5, 1.5))
         kind = chance.random()
         if kind < 0.15:

@@ -66,10 +66,10 @@ def test_every_command_takes_store_and_prefix_from_the_app(
         given = [] if "QSYNC_APP" in env else ["--app", shop]
         ran = qsync(*words, *given, env=env)
         if words == ["task", "cancel", "a"] and env:
-            assert ran.code == 1  # the first call has cancelled the task
+            assert ran.code == 1  # an earlier call has cancelled the task
             assert "no task a in any queue" in ran.err or "not there" in ran.err + ran.out
             continue
-        if words == ["doctor"]:  # the app sets its own store
+        if words == ["doctor"]:  # the doctor checks the app's store
             assert "Valkey" in ran.out
         else:
             assert ran.code == 0, ran.err

@@ -92,7 +92,8 @@ def test_edit_types_events_search_and_backfill_reach_every_node(
     env = {"QSYNC_URL": cluster.url, "QSYNC_PREFIX": prefix}
     app = Qsync(cluster.url, prefix=prefix)
     slots = {key_slot(f"{prefix}:q{n}".encode()) * 3 // 16384: f"q{n}" for n in range(50)}
-    queues = first, second, third = [slots[part] for part in range(3)]  # one queue per node
+    # Each queue is on another node.
+    queues = first, second, third = [slots[part] for part in range(3)]
     with app.client() as client:
         for queue in queues:
             client.enqueue(Task("pay", {"invoice": 7}, queue=queue, id=f"pay-{queue}", delay=3600))

@@ -61,7 +61,7 @@ def test_a_growing_queue(live: Live, operator: Operator) -> None:
     assert "299" in operator.types("stats").out
     shown = operator.types("queue show default").out
     assert "served by 1 server: 1 of 1 slot busy; to empty the queue sooner" in shown
-    live.serve(concurrency=300)  # the third command: qsync worker
+    live.serve(concurrency=300)  # as the third command, qsync worker, does
     wait_until(lambda: len(live.began) == 300, 20)
 
 

@@ -51,7 +51,7 @@ def test_delete_of_a_group_leaves_other_groups(live: Live) -> None:
     live.enqueue(*[Task("bill", b"1", retry=0)] * 3, Task("unknown", retry=0))
     wait_until(lambda: live.ok("stats", "--json").json["queues"][0]["states"]["dead"] == 3)
     [found] = live.ok("errors", "list", "--type", "bill", "--state", "dead", "--json").json
-    live.refused("errors", "delete", found["id"], code=2)  # no terminal for a confirmation
+    live.refused("errors", "delete", found["id"], code=2)  # there is no terminal to confirm at
     assert live.ok("errors", "delete", found["id"], "--yes").out == "3 of 3 dead tasks deleted\n"
     assert "no task has the error" in live.refused("errors", "show", found["id"])
     assert "put the options after the command" in (

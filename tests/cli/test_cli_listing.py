@@ -119,7 +119,7 @@ def test_watch_goes_on_while_the_store_is_away(capsys: pytest.CaptureFixture[str
     assert not events
     assert capsys.readouterr().err.endswith(": the store is not available; trying again\n")
     events[:] = [away]
-    with pytest.raises(StoreUnavailable):  # the store has never answered
+    with pytest.raises(StoreUnavailable):  # retries begin only after a first answer
         OutputOptions(watch=0.001).repeat(show)
 
 

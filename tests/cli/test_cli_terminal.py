@@ -230,7 +230,7 @@ def test_output_that_cannot_be_written_is_one_line(live: Live) -> None:
 
 
 def test_names_in_the_store_are_completed(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion, "STORE_TIMEOUT_S", 20.0)  # enough for a busy machine
+    monkeypatch.setattr(completion, "STORE_TIMEOUT_S", 20.0)  # long enough for a busy machine
     server = live.serve(queues={"mail": 1, "default": 1}, server_id="server-1")
     live.app.periodic(cron="0 3 * * *", name="night")(_night)
     live.serve(server_id="other-2")

@@ -1,5 +1,5 @@
-"""`qsync demo` ends with an account that shows no mistake, and leaves nothing behind. That account
-also finds each mistake that the tests plant."""
+"""`qsync demo` ends with an account that shows no mistake, and leaves nothing behind. The demo's
+account also finds each mistake that the tests plant."""
 
 from __future__ import annotations
 

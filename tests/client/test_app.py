@@ -88,7 +88,7 @@ def test_all_errors_are_public() -> None:
 
 def test_importing_qsync_imports_no_optional_part() -> None:
     """Programs that only enqueue do not import the CLI, the dashboard, the embedded store, the
-    server or the inspector, nor redis-py before they create a client."""
+    server or the inspector. They import redis-py only when they create a client."""
     code = """
 import sys, qsync
 app = qsync.Qsync("redis://127.0.0.1:1")
@@ -485,7 +485,7 @@ async def test_a_task_runs_in_a_process(
 ) -> None:
     """The process finds the function by its own name or by the name of its wrapper. Arguments and
     result are typed."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # so that the process can import `tests`
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # lets the process import `tests`
     mux = Mux()
     mux.add(task.handler)
 
@@ -762,8 +762,8 @@ print(app.task("named")(add).name)
 
 
 def test_unique_tasks_are_compared_by_their_arguments(store: Store, prefix: str) -> None:
-    """Calls with equal arguments make the same task, whether arguments are passed by position or by
-    keyword, and in whatever order a set yields its elements."""
+    """Calls with equal arguments make the same task. It does not matter whether arguments are
+    passed by position or by keyword, or in which order a set yields its elements."""
     with Qsync(store.url, prefix=prefix) as app:
 
         @app.task(unique=True)

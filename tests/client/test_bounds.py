@@ -230,7 +230,7 @@ def test_large_task_does_not_refuse_small_ones_of_other_callers(
 
     async def go() -> None:
         async with desk(valkey.url, prefix) as made:
-            await made.client.enqueue(Task("t", b"x" * 60_000))  # leaves no room for a large task
+            await made.client.enqueue(Task("t", b"x" * 60_000))  # no large task fits after this
             waiting = await bound(made)
             calls = [made.client.enqueue(task) for task in tasks]
             check(await asyncio.gather(*calls, return_exceptions=True), waiting)

@@ -196,7 +196,7 @@ def test_wait_with_a_timeout_or_with_a_server_is_not_logged(
                 await handle.result(1.5)
             async with app.server():
                 waiting = asyncio.create_task((await slow.enqueue()).result())
-                with pytest.raises(ResultTimeout):  # long enough for two searches
+                with pytest.raises(ResultTimeout):  # the wait is long enough for two searches
                     await (await client.enqueue(Task("slow", retention=60))).result(2.6)
                 over.set()
                 await waiting

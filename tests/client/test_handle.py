@@ -185,7 +185,7 @@ def test_a_task_without_retention_has_no_result(
     store.command("CONFIG", "RESETSTAT")
     with pytest.raises(InvalidTask, match=r"retention: task 'a' in queue 'default' has none"):
         colour.do(handle.result())
-    assert scripts_run(store) <= 2  # EVALSHA, and EVAL if the store lacks the script
+    assert scripts_run(store) <= 2  # EVALSHA, then EVAL if the store lacks the script
     with pytest.raises(InvalidTask, match="retention"):
         colour.do(client.handle("a").result())
     hand.kill(hand.one(), "boom")
@@ -311,7 +311,7 @@ def test_results_are_polled_without_the_right_to_subscribe(
         handle = colour.do(client.enqueue(KEPT))
         [held] = hand.take()
         waiting = colour.begin(handle.result)
-        wait_until(lambda: store.command("ACL", "LOG"))  # rights that the user lacks
+        wait_until(lambda: store.command("ACL", "LOG"))  # the store has denied the user something
         hand.succeed(held, value=3)
         assert waiting.result(10) == 3
         assert subscribers(store, hand) == 0
@@ -588,7 +588,7 @@ def test_repeated_cancel_and_reschedule_return_the_first_outcome(
             return answer.result(10)
 
         first = colour.do(client.enqueue(Task("t", delay=60)))
-        colour.do(first.reschedule(delay=60))  # so that the store has loaded the scripts
+        colour.do(first.reschedule(delay=60))  # makes the store load the scripts
         assert colour.do(first.cancel())
         gone = colour.do(client.enqueue(Task("t", id="a", delay=60)))
         assert lose_reply(gone.cancel, lambda: hand.state("a") is None) is True

@@ -139,7 +139,7 @@ def test_outbox_works_without_use_tz(
             assert [row.id for row in batch.rows] == [handle.id]
             batch.delete([handle.id])
         assert database.backlog().rows == 0
-        connections[alias].close()  # so that later tests get the configured time zone
+        connections[alias].close()  # later tests need the configured time zone
 
 
 def test_relay_of_a_server_sends_remaining_rows(project: Qsync, rows: Any, held: None) -> None:
@@ -154,7 +154,7 @@ def test_relay_of_a_server_sends_remaining_rows(project: Qsync, rows: Any, held:
         try:
             return bool(rows.count() == 0)
         finally:
-            connections.close_all()  # closes this thread's connections
+            connections.close_all()  # close the connections of this thread
 
     async def serve() -> int:
         async with project.server():

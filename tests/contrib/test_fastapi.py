@@ -184,7 +184,7 @@ def test_lifespan_works_where_the_server_passes_no_state(app: Qsync) -> None:
 
 
 async def staff(request: Request) -> None:
-    await request.body()  # as a dependency that reads a form does
+    await request.body()  # a dependency that reads a form does this
     if request.headers.get("x-user") != "ann":
         raise HTTPException(401, "sign in")
 

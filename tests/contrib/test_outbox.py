@@ -327,7 +327,7 @@ def unserved_slot(cluster: Cluster, prefix: str) -> Iterator[Callable[[], None]]
 
     def serve() -> None:
         for node in cluster.nodes:
-            with contextlib.suppress(ResponseError):  # this node already knows the change
+            with contextlib.suppress(ResponseError):  # the node may already know the change
                 node.command("CLUSTER", "SETSLOT", slot, "NODE", holder.command("CLUSTER", "MYID"))
             node.command("CONFIG", "SET", "cluster-require-full-coverage", "yes")
         wait_until(cluster.settled)
@@ -660,7 +660,7 @@ def test_session_sends_only_committed_tasks(
         kept = outbox.row(Task("send", 1))
         session.add(kept)
         session.flush()
-        savepoint = session.connection().begin_nested()  # the session does not notice
+        savepoint = session.connection().begin_nested()  # the session does not know this savepoint
         session.add(outbox.row(Task("send", 2)))
         session.flush()
         savepoint.rollback()

@@ -109,7 +109,7 @@ async def test_only_final_failures_are_reported_on_request(
         await wait_until_async(lambda: len(collected.of("event")) == 2)
     events = {event["transaction"]: event for event in collected.of("event")}
     assert events["fail"]["contexts"]["qsync"]["attempt"] == 2
-    assert events["ask"]["fingerprint"] == ["ask", "Retry"]  # no attempts are left
+    assert events["ask"]["fingerprint"] == ["ask", "Retry"]  # reported, since no attempts are left
     runs = [one for one in collected.of("transaction") if one["transaction"] == "ask"]
     assert {run["contexts"]["trace"]["status"] for run in runs} == {"aborted"}  # no errors
 

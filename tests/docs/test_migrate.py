@@ -223,7 +223,7 @@ def environment_of(library: Library) -> Path:
     return folder / "bin"
 
 
-@pytest.mark.slow  # installs the library first
+@pytest.mark.slow  # the test installs the library first
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
 def test_program_in_the_other_library_does_the_same(

@@ -155,7 +155,7 @@ def test_a_private_folder_that_others_may_write_to_is_not_read(
     store's folder is too long."""
     from qsync.embedded import _private_name
 
-    monkeypatch.setenv("TMPDIR", "/tmp")  # so that the path is short
+    monkeypatch.setenv("TMPDIR", "/tmp")  # the path must be short
     private = tmp_path / _private_name(folder)
     private.mkdir()
     private.chmod(0o777)

@@ -34,8 +34,8 @@ DEAD = {"tasks", "dead", "crashes"}
 def mixed_tasks(chance: random.Random) -> list[Task]:
     """Return tasks that together use every part of the data model.
 
-    The tasks are short. With a probability of 1 in 500, three kills in a row would hit a task of
-    0.4 s, which would then be treated as the cause of the crashes.
+    The tasks are short. Three kills in a row would hit a task of 0.4 s with a probability of 1 in
+    500. That task would then be treated as the cause of the crashes.
     """
     tasks = []
     for n in range(TASKS):

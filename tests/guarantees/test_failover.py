@@ -197,7 +197,7 @@ def test_other_queues_continue_while_a_primary_is_down(
 
     async def main() -> None:
         async with bench(replicated.url, prefix) as b:
-            stream = Stream(b, queues, every=0.02)  # slow enough for a busy machine
+            stream = Stream(b, queues, every=0.02)  # a busy machine can keep up
             async with b.server(stream.mux, queues=queues) as server:
                 async with stream.flowing():
                     await until(lambda: all(len(stream.ran[queue]) > 50 for queue in queues), 30)
@@ -229,7 +229,7 @@ def test_other_queues_continue_while_a_primary_is_down(
             if how == "paused":  # a killed node is soon replaced by its replica
                 assert min(shares) >= 0.9
             assert [stream.lost(one) for one in others] == [set(), set()]
-            assert len(stream.lost(hit)) <= 5  # writes that the replica had not received
+            assert len(stream.lost(hit)) <= 5  # the replica lacked these writes
 
     asyncio.run(main())
     victim.start() if how == "killed" else victim.resume()

@@ -101,7 +101,7 @@ def test_a_zombie_changes_nothing(
     history.wait("cancelled", len(stopped), pid=zombie.pid)
     zombie.terminate()
     assert zombie.wait() == 0
-    # The zombie's type reports count the lost leases. Such reports describe the server itself and
+    # The zombie's type reports count the lost leases. Type reports describe the server itself and
     # change no task.
     after = dump(valkey, prefix)
     assert after | {"type_reports": {}} == before | {"type_reports": {}}

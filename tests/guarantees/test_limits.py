@@ -44,7 +44,7 @@ def fill(rig: Rig, count: int, *limits: str) -> float:
 def commands_of_a_fetch(rig: Rig) -> dict[str, int]:
     """Return how often each command runs during a fetch that leases one task with another key."""
     rig.enqueue("first", "second")
-    assert len(rig.fetch(1).ids) == 1  # the task that holds the limit
+    assert len(rig.fetch(1).ids) == 1  # this task holds the limit
     assert rig.fetch(1).ids == ["first"]
     rig.client.config_resetstat()
     assert rig.fetch(1).ids == ["second"]

@@ -193,7 +193,7 @@ def test_a_queue_that_was_empty_does_not_wait_for_a_full_one(
     between = [order[begin : order.index("late", begin)].count("full") for begin in begins]
     measured("maximum number of tasks that ran before a new task of an empty queue", max(between))
     assert order.count("full") < 20_000, "the full queue ran empty during the measurement"
-    # It takes the server about 0.1 s to run the tasks that it has already leased.
+    # The server needs about 0.1 s to run the tasks that it has already leased.
     assert max(between) < 5000
 
 

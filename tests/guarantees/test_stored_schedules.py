@@ -56,7 +56,7 @@ def test_idle_server_with_100_000_schedules_costs_next_to_nothing(
 
     async def main() -> tuple[float, float]:
         async with Qsync(store.url, prefix=prefix).server():
-            await asyncio.sleep(3)  # until the server has read all schedules
+            await asyncio.sleep(3)  # let the server read all schedules
             commands, cpu, began = commands_of(), time.process_time(), time.monotonic()
             await asyncio.sleep(20)  # no schedule ticks in the measured time
             passed = time.monotonic() - began

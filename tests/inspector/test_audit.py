@@ -62,7 +62,7 @@ def fill(rig: Rig) -> None:
     rig.retry(held["failed"], delay_us=10**16)
     rig.kill(held["dead"], held["window"])
     rig.now += LEASE + S
-    rig.fetch(0, server="other")  # recovers the task with the expired lease
+    rig.fetch(0, server="other")  # this recovers the task with the expired lease
     running = rig.lease()
     rig.mark_started(*running)
     rig.run(ops.progress(rig.keys, [(*running[0], 1, 2)]))
@@ -463,7 +463,7 @@ def test_foreign_keys_are_named(rig: Rig) -> None:
     rig.client.hset("test:server:a", "f", 1)
     rig.client.rpush("test:inbox:b", 1)
     rig.client.pexpire("test:inbox:b", 100_000)
-    rig.client.xadd("test:events", {"action": "delete"})  # an event of a deleted queue
+    rig.client.xadd("test:events", {"action": "delete"})  # this event is about a deleted queue
     rig.client.hset("test:schedule_queues", "queue", 1)
     found = {(damage.kind, damage.id) for damage in auditing(rig, repair=True).damages}
     strays = {"test:foo", "{test:queue}:foo", "{test:!}:tasks", "test:server:a"}

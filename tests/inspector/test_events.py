@@ -113,7 +113,7 @@ async def test_steps_of_a_bulk_change_are_one_action_with_its_number(
         await made.dead(*[Task("t") for _ in range(600)])
         ann = made.inspector.acting("ann")
         async for _ in ann.steps(ann.run_dead, "default", Filter(error="boom")):
-            await made.inspector.pause("default")  # other actions happen between the steps
+            await made.inspector.pause("default")  # other actions may happen between steps
         [retry] = await made.inspector.events(action="task.retry")
         assert (retry.number, retry.ids, retry.detail) == (600, [], "dead, error: boom")
         async for _ in ann.steps(ann.purge, "default", "pending"):

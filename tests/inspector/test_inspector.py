@@ -273,7 +273,7 @@ def test_cursor_stays_valid_while_tasks_change(store: Store, prefix: str) -> Non
     async def work(bed: Bed) -> None:
         await bed.enqueue(*tasks(*[f"{n:02}" for n in range(30)]))
         first = await bed.inspector.tasks("default", "pending", limit=10)
-        for id in ("00", "05", "09", "15"):  # including the task that the cursor names
+        for id in ("00", "05", "09", "15"):  # the cursor names task 09
             assert (await bed.inspector.delete(id, state="pending")).ok
         await bed.enqueue(*tasks("new"))
         rest = await pages(bed.inspector, "pending", limit=10, cursor=first.cursor)
@@ -937,7 +937,8 @@ def test_arbitrary_store_contents_are_shown(valkey: Store, prefix: str, value: b
             await inspector.trigger("s", queue="default"),
         ]  # fmt: skip
         for state, id in BY_STATE.items():
-            shown = "cancelled" if state == "completed" else state  # any value means cancelled
+            # A completed task with any value in the hash of cancellations counts as cancelled.
+            shown = "cancelled" if state == "completed" else state
             found = await pages(inspector, shown, limit=2, filter=Filter(error="", type="*"))
             assert id in ids(found)
             answers += [*found, await inspector.task(id), await inspector.explain(id)]

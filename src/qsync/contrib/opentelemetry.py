@@ -60,9 +60,9 @@ def instrument(
     exception. Without `error_text`, only the exception's type and traceback lines are recorded,
     because the text may contain parts of the payload.
 
-    In threads, the run's span is the current span of the handler. The same holds for
-    executor="process" if the handler's module instruments the app through which it enqueues. Raises
-    ConfigError if the app has already enqueued or is instrumented.
+    In threads, the run's span is the current span of the handler. In a process of
+    `executor="process"`, this requires that the handler's module instruments the app through which
+    it enqueues. Raises ConfigError if the app has already enqueued or is instrumented.
     """
     tracer = trace.get_tracer("qsync", __version__, tracer_provider)
     tracing = Tracing(tracer, run, error_text)
@@ -115,7 +115,7 @@ class Tracing:
         ) as span:
             try:
                 yield _EnqueueSpan(span, tasks)
-            except DuplicateTask as error:  # an expected outcome, not an error
+            except DuplicateTask as error:  # a duplicate is an expected outcome, not an error
                 span.set_attribute("qsync.duplicate_of", error.id)
                 raise
             except BaseException as error:

@@ -48,7 +48,7 @@ CLIENT: Final = "qsync_client"
 
 RUNNING: Final = "qsync_running"
 """Name, in the site's state, of a list with an (app, client) pair for each running lifespan. There
-may be several, because the lifespans of a site's test clients may overlap."""
+may be several pairs, because the lifespans of a site's test clients may overlap."""
 
 _SECOND_APP: Final = (
     "lifespan: the site already has the client of another lifespan(...); open the second client in "
@@ -106,7 +106,7 @@ def client_of(connection: HTTPConnection) -> AsyncClient:
     Raises ConfigError if no such lifespan is running.
     """
     client: AsyncClient | None = getattr(connection.state, CLIENT, None)
-    if client is None:  # the server, or a test, has not passed on the lifespan's state
+    if client is None:  # the server did not pass on the state
         client = next((client for _, client in reversed(_running(connection.app))), None)
     if client is None:
         raise ConfigError(

@@ -102,7 +102,7 @@ class Drain:
                 if server.idle and not await self._has_work(broker, queues, server):
                     break
                 await asyncio.sleep(POLL_S)
-        except BaseException:  # e.g. the test was cancelled: give handlers no more time
+        except BaseException:  # e.g. a cancelled test; give handlers no more time
             server._force.set()
             raise
         finally:

@@ -115,7 +115,7 @@ def _django_task(task: DjangoTask) -> AskedTask:
     def arguments(info: TaskInfo) -> dict[str, Any]:
         value = info.value()
         if not isinstance(value, dict) or not {"args", "kwargs"} <= value.keys():
-            return {"payload": value}  # not enqueued through django.tasks
+            return {"payload": value}  # the task was not enqueued through django.tasks
         bound = signature.bind(*value["args"], **value["kwargs"])
         bound.apply_defaults()
         return dict(bound.arguments)

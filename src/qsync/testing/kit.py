@@ -47,7 +47,8 @@ class _AnyKit:
 
     def __enter__(self) -> Self:
         store = self._store = session_store(self._url).of_test()
-        for queue, bounds in self.app.bounds.items():  # as the app's servers do when they start
+        # The app's servers also do this when they start.
+        for queue, bounds in self.app.bounds.items():
             store.broker.run(put_program_bounds(QueueKeys(store.prefix, queue), bounds))
         self._pointed = self.app._connections.pointed_at(store.address, store.prefix)
         self._pointed.__enter__()

@@ -108,7 +108,7 @@ class SessionStore:
 class TestStore:
     """The prefix and the clock of one test."""
 
-    __test__ = False  # not a pytest test
+    __test__ = False  # tell pytest that this class is not a test
 
     def __init__(self, address: Address, prefix: str, session: SessionStore) -> None:
         self.clock: Clock = Clock()

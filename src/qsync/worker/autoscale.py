@@ -142,8 +142,8 @@ class Scaler:
     def _steady(self) -> float:
         """Return the arrival rate per second. Bursts and tasks that wait for a limit do not count.
 
-        The rate is the median of the rates between samples, weighted by time, so a burst in less
-        than half of the window does not count. The burst's tasks still count as backlog.
+        The rate is the median of the rates between samples, weighted by time. A burst in less than
+        half of the window therefore does not count. The burst's tasks still count as backlog.
         """
         rates = sorted(
             (max(0, now.arrived - last.arrived) / (now.at - last.at), now.at - last.at)

@@ -210,7 +210,7 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
         with asyncio.Runner(loop_factory=make_loop) as runner:
             runner.run(serve())
     except SchemaMismatch as error:
-        if not server.broken:  # no queue is left, and another process would not change that
+        if not server.broken:  # another process could not serve the queues either
             parent.send_error(error)
             parent.send(hopeless=True)
         return 1
@@ -228,8 +228,9 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
 def _exempt_start_from_collection() -> None:
     """Exempt objects created at startup, such as the modules of the app, from garbage collection.
 
-    These objects live as long as the process. Otherwise, each full collection would visit all these
-    objects and stop the event loop for that time: 10 to 20 ms with 50,000 objects.
+    The objects created at startup live as long as the process. If they were not exempt, each full
+    collection would visit them all and stop the event loop, e.g. for 10 to 20 ms with 50,000
+    objects.
     """
     gc.collect()
     gc.freeze()

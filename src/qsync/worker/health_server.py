@@ -29,7 +29,7 @@ from qsync.worker.http_server import HealthServer, Query, Response, bad_request
 from qsync.worker.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from qsync.inspector import Inspector, Overview  # imported when /scale is requested
+    from qsync.inspector import Inspector, Overview  # at run time, imported for /scale
 
 T = TypeVar("T", int, float)
 
@@ -154,7 +154,7 @@ class HealthPort:
         question = self._supervisor.ask(PROCESSES_TIMEOUT_S)
         try:
             answer = asyncio.run_coroutine_threadsafe(question, self._loop)
-        except RuntimeError:  # the loop is closed
+        except RuntimeError:  # the parent's event loop is closed
             question.close()
             return [ProcessHealth(0, 0, None, ended="has stopped")]
         try:
@@ -204,7 +204,7 @@ class _Backlog:
         if self._inspector is None:
             self._inspector = self._app.inspector()
         measured = self._scalers.pop(queues, None) or _Measured(self._processes)
-        self._scalers[queues] = measured  # the list requested last is at the end
+        self._scalers[queues] = measured  # keep the most recently requested list at the end
         others = [key for key in self._scalers if key != self._queues]
         if len(others) > LISTS:  # evict the least recently requested list, never the worker's own
             del self._scalers[others[0]]

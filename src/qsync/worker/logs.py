@@ -107,7 +107,7 @@ class Lines(logging.Handler):
         """Queue the record to be written by the thread."""
         try:
             line = self.format(record)
-        except Exception as error:  # arguments that do not match the format, or a failing __str__
+        except Exception as error:  # e.g. wrong arguments for the format
             line = self.format(_unshowable(record, error))
         if sys.is_finalizing():  # no thread can start now, so a wait for it would never end
             if self._descriptor is not None:

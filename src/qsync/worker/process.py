@@ -112,7 +112,7 @@ class Child:
         """Whether the child ended before it was ready, or soon after with its own error.
 
         A child that is killed while it serves counts as started, since one of its tasks may have
-        killed it. Such a task is dead once it has killed `max_crashes` servers.
+        killed it. A task that kills its server is dead once it has killed `max_crashes` servers.
         """
         return self.uptime_s is None or (self.uptime_s < FIRST_S and self.error is not None)
 
@@ -246,7 +246,7 @@ def reap(ours: Collection[int]) -> int:
     A process that a handler started becomes a child of PID 1 when the handler's process dies.
     """
     reaped = 0
-    with contextlib.suppress(ChildProcessError):  # there are no children
+    with contextlib.suppress(ChildProcessError):  # this process has no children
         while True:
             child = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if child is None or child.si_pid in ours:

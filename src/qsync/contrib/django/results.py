@@ -29,10 +29,10 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
     info = status(id, queue, shown)
     failure = decode_failure(shown.failure)
     record = _kept(shown)
-    args, kwargs = tasks.stored_call(info.value()) or ([], {})  # None: not of django.tasks
+    args, kwargs = tasks.stored_call(info.value()) or ([], {})  # None: a task not of django.tasks
     began = _begun(shown, failure)
     if began is not None and info.finished_at is not None:
-        began = min(began, info.finished_at)  # the server's clock may be ahead
+        began = min(began, info.finished_at)  # the server's clock may be ahead of the store's
     enqueued = tasks.enqueued_at(info.headers) or info.enqueued_at
     due_us = message.options.process_at_us if message.options else None
     run_after = None if due_us is None else from_us(due_us)
@@ -41,7 +41,8 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
         task=tasks_api.replace(task, queue_name=queue, run_after=run_after, backend=alias),
         id=id,
         status=_status(shown, info, record),
-        enqueued_at=enqueued if began is None else min(enqueued, began),  # the clocks may differ
+        # Clocks of machines may differ.
+        enqueued_at=enqueued if began is None else min(enqueued, began),
         started_at=began,
         finished_at=info.finished_at,
         last_attempted_at=info.started_at or began,

@@ -88,7 +88,7 @@ class ConnectionDatabase:
     def __init__(self, address: str, statements: Statements) -> None:
         try:
             self._parameters = conninfo_to_dict(address)
-        except psycopg.ProgrammingError:  # its text may contain the password
+        except psycopg.ProgrammingError:  # hide the error's text, which may contain the password
             raise ConfigError(
                 "relay: the text is not a PostgreSQL connection string, such as 'dbname=shop' or "
                 "'postgresql://localhost/shop'; for an SQLAlchemy URL, pass the engine"

@@ -252,10 +252,10 @@ class SessionHooks:
     """Sends the rows that sessions have committed.
 
     Rows of a savepoint that was rolled back are no longer persistent when the transaction commits.
-    Other rows are sent only if they are still in the table. They may be missing, because the
-    session does not know all savepoints, and because PostgreSQL rolls back at the commit if the
-    caller has caught a database error. A session bound to a Connection does not know when the
-    connection commits, so a relay sends its rows.
+    Other rows are sent only if they are still in the table. Rows may be missing, because the
+    session does not know all savepoints. Also, PostgreSQL rolls back at the commit if the caller
+    has caught a database error. A session bound to a Connection does not know when the connection
+    commits, so a relay sends its rows.
     """
 
     def __init__(self, entity: type[Any], table: Table, after_commit: AfterCommit) -> None:
