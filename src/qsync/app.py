@@ -38,7 +38,7 @@ class Qsync(Registry):
         unix:///path/to/socket
         redis+cluster://host:port,host:port          any nodes of a cluster; rediss+cluster://
         redis+sentinel://host:port,host:port/name    the Sentinels and the service that they monitor
-        embedded://[folder]                          a private Valkey; default folder: `.qsync`
+        embedded://[folder]                          a private Valkey, by default in `.qsync`
 
     Options go in the query of the URL. `url` may also be a client of redis-py or valkey-py (Redis
     or RedisCluster, blocking or asyncio, created through Sentinel or not). The app copies the
@@ -46,7 +46,7 @@ class Qsync(Registry):
     raises ConfigError. See docs/addresses.md. By default, the address is the value of the
     environment variable QSYNC_URL.
 
-    prefix          prefix of all keys in the store; default: QSYNC_PREFIX, or else "qsync"
+    prefix          prefix of all keys in the store; by default QSYNC_PREFIX, or else "qsync"
     mux             handlers for the servers, in addition to those of `@app.task`
     payload_limit   maximum size of an encoded payload, in bytes, and of an encoded result, unless
                     `result_limit` is set
@@ -57,8 +57,8 @@ class Qsync(Registry):
     confirm_timeout longest wait for the confirmation, in seconds; after that, the `confirmed` of
                     the handle is False
     remember_ids    how long the store refuses a second task with an id that a caller chose, counted
-                    from the first enqueue, even if the first task has left the queue; default: an
-                    hour; 0: only while the first task is in the queue
+                    from the first enqueue, even if the first task has left the queue; by default an
+                    hour. With 0, the store refuses it only while the first task is in the queue
     credential_provider
                     object whose `get_credentials()` returns user and password for each connection,
                     e.g. an IAM token, as in redis-py; see docs/managed-stores.md

@@ -51,11 +51,11 @@ class Batcher(Generic[T, U]):
         max_bytes: int = op_values.BATCH_BYTES,
         run_one: Callable[[T, float], Awaitable[U]] | None = None,
     ) -> None:
-        """Make a batcher.
+        """Create a batcher.
 
         run       sends a batch; receives the items and the seconds left to the batch's last caller
-        size      returns the size of an item, bytes
-        patience  longest wait of a caller, seconds
+        size      returns the size of an item, in bytes
+        patience  longest time that a caller waits, in seconds
         too_late  returns the error for a caller that waited longer
         calls     maximum number of calls in a batch; together they carry at most BATCH_BYTES
         max_bytes maximum size of one call, in bytes

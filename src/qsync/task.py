@@ -93,9 +93,8 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     timeout       maximum duration of one attempt
     deadline      latest start, as a time, e.g. `datetime.now(UTC) + timedelta(minutes=10)`: no
                   attempt starts after it. The task must be due before its deadline
-    unique        True: refuse another task with the same type, payload and queue until this task
-                  has finished; a duration: refuse it for at least that long after the enqueue, and
-                  until this task has finished
+    unique        True refuses another task with the same type, payload and queue until this task
+                  has finished. A duration also refuses it for at least that long after the enqueue
     unique_key    string to compare instead of type and payload; needs `unique`, `on_duplicate` or
                   `debounce`
     on_duplicate  action when another task holds the unique lock. "raise", the default: raise
@@ -326,11 +325,11 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempt         number of this attempt, from 1
     last_attempt    True if no retry follows when this attempt fails
     crashes         how many times a server died while it ran the task
-    enqueued_at     time of the enqueue, by the store's clock; `enqueued_at_us` in microseconds
-    deadline        latest start of an attempt, or None; `deadline_us` in microseconds
+    enqueued_at     time of the enqueue, by the store's clock; in microseconds as `enqueued_at_us`
+    deadline        latest start of an attempt, or None; in microseconds as `deadline_us`
     headers         mapping of strings to strings, as enqueued
     token           token of the lease, "" outside of a server
-    is_value        True if the payload is the msgpack of a value
+    is_value        True if the payload is a value that was encoded as msgpack
     final           True when the task is dead; `on_error` and hooks see True after the last failure
 
     In tests, create a TaskInfo with e.g. `qsync.testing.task_info(attempt=2)`.
@@ -401,9 +400,9 @@ class TaskStatus(TaskInfo, frozen=True, kw_only=True, gc=False):
     last_error    error of the last failed attempt
     progress      (done, total) as the handler last reported it; kept when the task completes
     cancelled     True if a cancellation was requested, or has ended the task
-    retention_us  how long the task is kept after success, microseconds
+    retention_us  how long the task is kept after success, in microseconds
     started_at    start of the last attempt that has ended; None while the first attempt runs
-    finished_at   when the task was completed, cancelled or dead
+    finished_at   when the task completed, was cancelled or became dead
 
     Times are by the store's clock.
     """

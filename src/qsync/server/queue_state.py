@@ -11,7 +11,7 @@ operation that the interpreter makes atomic.
     QueueState.repeated_token      H writes before it repeats a fetch; L reads
     QueueState.revoked_token       H writes before it hands back a fetch unread, and checks
                                    `in_flight` afterwards; L starts none of its tasks
-    QueueState.handed_back_token   H alone
+    QueueState.handed_back_token   only H reads and writes
 
 Only L accesses the other fields.
 """
