@@ -99,7 +99,7 @@ _MODULES = {
 imports only what it uses. The errors are imported right away, because all modules need them."""
 
 
-if not typing.TYPE_CHECKING:  # otherwise type checkers would accept any name
+if not typing.TYPE_CHECKING:  # hidden from type checkers, which would accept any name
 
     def __getattr__(name):
         """Import the module of a public name at its first use."""

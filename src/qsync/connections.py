@@ -39,7 +39,7 @@ from qsync.value_text import shorten
 
 if TYPE_CHECKING:
     from qsync.client import AsyncClient, AsyncHandle, Client, Handle
-    from qsync.embedded import Embedded  # imported below, since it needs fcntl
+    from qsync.embedded import Embedded  # imported below, since it needs `fcntl`
     from qsync.inspector import Inspector
     from qsync.instrumentation import Extension, Sender
     from qsync.task_builder import TaskBuilder

@@ -63,7 +63,7 @@ def cron_fields(expression: object) -> list[str]:
 def field_error(field: str, value: object, why: Phrase) -> Phrase:
     """Return the text of an error about a value: the field, the value and what to do."""
     shown = shorten(value)
-    if isinstance(value, str):  # an expression may be long
+    if isinstance(value, str):  # may be a long cron expression
         shown = hide_credentials(repr(value[:URL_LIMIT])[:URL_LIMIT])[:200]
     return phrase("%(field)s=%(value)s: %(why)s", field=field, value=shown, why=why)
 

@@ -76,7 +76,7 @@ def utc_time(time: datetime | None) -> str:
 
 def local_time(time: datetime) -> str:
     """Return a time in this machine's zone, to the second."""
-    with contextlib.suppress(OverflowError, ValueError):  # near the years 1 and 9999
+    with contextlib.suppress(OverflowError, ValueError):  # raised near the years 1 and 9999
         time = time.astimezone()
     return f"{time:%Y-%m-%d %H:%M:%S %Z}"
 

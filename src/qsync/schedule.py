@@ -147,7 +147,7 @@ class Cron:
         wall = self._match_until(here)
         change = self._change_at(here)
         if change and utc >= change.at and not (self._interval and wall >= change.first):
-            wall = self._match_until(change.end - _SECOND)  # readings before the change
+            wall = self._match_until(change.end - _SECOND)  # readings before the clock change
         while wall.year >= here.year - _YEARS:
             change = self._change_at(wall)
             if change is None:

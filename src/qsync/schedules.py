@@ -341,7 +341,7 @@ def checked_content(
 ) -> Content:
     """Check and return the content of a schedule. Raise InvalidTask if a value is wrong."""
     schedule = schedule_of(cron, every, tz)
-    Periodic(name, schedule, missed)  # checks name and missed
+    Periodic(name, schedule, missed)  # checks `name` and `missed`
     new_task = validated(task, queue=None, payload_limit=payload_limit, remember_us=0)
     for option in _FIXED:
         value = getattr(task, option)

@@ -148,7 +148,7 @@ class TaskFunction(Generic[P, R, Q, V]):
     def __repr__(self) -> str:
         return f"<task {self.name}>"
 
-    if not TYPE_CHECKING:  # otherwise type checkers would accept any attribute
+    if not TYPE_CHECKING:  # hidden from type checkers, which would accept any attribute
 
         def __getattr__(self, name: str) -> Any:
             raise AttributeError(no_attribute(self.__dict__.get("name", ""), name))

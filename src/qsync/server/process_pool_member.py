@@ -328,7 +328,7 @@ class WorkerProcess:
             pass
         recalled = self.recall()
         self._forget()
-        self._kill_group()  # before its id can be reused
+        self._kill_group()  # before the id of the process can be reused
         begun, self.sent = self.sent, deque()
         if begun:
             threading.Thread(
@@ -436,5 +436,5 @@ def _kill_all() -> None:
     Otherwise, multiprocessing would wait for the processes, which ignore SIGTERM.
     """
     for process in list(_spawned):
-        if process._reaper is None and process._owner == os.getpid():  # not in a forked copy
+        if process._reaper is None and process._owner == os.getpid():  # not in a forked child
             process._kill_group()

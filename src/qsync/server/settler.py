@@ -289,7 +289,7 @@ class Settler:
             self._timed = []
         if lost or self._slow_ends or self._metrics is not None or self._hooks is not None:
             self._report(part, outcomes)
-        if "@" in "".join([leased.id for leased in tasks]):  # may be a task of a schedule
+        if "@" in "".join([leased.id for leased in tasks]):  # ids of schedules' tasks contain @
             for (leased, record), outcome in zip(part.entries(), outcomes, strict=True):
                 if leased is not None and "@" in record.id and outcome != "lost":
                     self._schedule_notes.settled(leased, record)

@@ -169,7 +169,7 @@ class Stopping:
         if leased.phase is not RUNNING:
             return
         handler = leased.task if leased.call is None else leased.call.handler
-        if not isinstance(handler, asyncio.Task):  # the pool counts the handlers in threads
+        if not isinstance(handler, asyncio.Task):  # the pool counts hung handlers in threads
             handler = None
         if handler is not None:
             log.error(
