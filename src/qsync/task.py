@@ -28,7 +28,7 @@ from qsync.value_text import class_name, plain_text, shorten
 T = TypeVar("T")
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar as _TypeVar  # known to type checkers, even if not installed
+    from typing_extensions import TypeVar as _TypeVar  # type checkers include its stubs
 
     R_co = _TypeVar("R_co", covariant=True, default=Any)
 else:
