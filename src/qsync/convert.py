@@ -223,7 +223,7 @@ def _no_type(cls: type) -> str:
     )
     for base in bases:
         if base is not object:
-            return f"{text}; annotate {base.__name__}, and make the {cls.__qualname__} in the task"
+            return f"{text}; annotate {base.__name__} and create the {cls.__qualname__} in the task"
     return f"{text}; use builtin types, a dataclass, msgspec.Struct, TypedDict or model of pydantic"
 
 

@@ -467,8 +467,8 @@ def other(a: Scalar) -> None: ...
     ("function", "says"),
     [
         (unions, "use msgspec.Struct with tag=True, or models of pydantic with a discriminator"),
-        (markup, "annotate str, and make the Markup in the task"),
-        (stamp, "annotate datetime, and make the Stamp in the task"),
+        (markup, "annotate str and create the Markup in the task"),
+        (stamp, "annotate datetime and create the Stamp in the task"),
         (other, "use builtin types, a dataclass, msgspec.Struct, TypedDict or model of pydantic"),
     ],
 )
