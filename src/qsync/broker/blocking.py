@@ -49,7 +49,7 @@ UNEXPECTED_S: Final = 1.0
 class Broker(BaseBroker["Pool"]):
     """Runs calls on the store and blocks until they return.
 
-    Threads may share a broker, and a forked child may use it as well.
+    Threads may share a broker, and a forked child may use its parent's broker.
     """
 
     _unexpected_until = 0.0

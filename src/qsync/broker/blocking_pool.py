@@ -28,7 +28,7 @@ from qsync.broker.error_mapping import opening
 class Pool:
     """A pool of at most `connections` connections to one node.
 
-    Threads may share a pool, and a forked child may use it as well.
+    Threads may share a pool, and a forked child may use its parent's pool.
     """
 
     def __init__(self, client: redis.Redis, *, connections: int, read_timeout: float) -> None:

@@ -144,7 +144,7 @@ class RedisConnection(asyncio.Protocol):
 
         `overlap` is called once the commands are sent. If the connection breaks or the exchange
         takes longer than `seconds`, `error` is set, and the same error replaces each missing reply.
-        A cancellation sets `error` as well. A reply that equals `usual_reply` is returned encoded,
+        A cancellation also sets `error`. A reply that equals `usual_reply` is returned encoded,
         which saves parsing it.
         """
         self._replies, self._expected = [], len(commands)

@@ -345,7 +345,7 @@ class Fetcher:
         return self._spawn(self._send_fetches(group))
 
     async def _send_fetches(self, group: Group) -> None:
-        """Send fetches; while their queues have more tasks, send those of the next round as well.
+        """Send fetches; also send those of the next round while their queues have more tasks.
 
         A new asyncio task would send the next fetches only after some handlers have run, and the
         store would be idle until then.

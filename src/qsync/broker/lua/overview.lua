@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- overview: read a snapshot of a queue: its sizes, the first pending tasks, and its counters.
+-- overview: read a snapshot of a queue, with its sizes, the first pending tasks, and its counters.
 -- include: check_schema clock truncate_message count_cancelled runnable_since
 -- KEYS[1] scheduled  zset    ids by due time
 -- KEYS[2] pending    zset    ids by order tag

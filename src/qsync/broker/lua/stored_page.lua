@@ -1,7 +1,7 @@
 #!lua flags=no-writes
--- stored_page: read some of the stored schedules: the schedules with the earliest next ticks or,
--- with a cursor, all schedules part by part. A schedule that exists from the first call to the last
--- is in at least one part.
+-- stored_page: read a page of the stored schedules. Without a cursor, the page has the schedules
+-- with the earliest next ticks. With a cursor, it has the next part of all schedules. A schedule
+-- that exists from the first call to the last is in at least one part.
 -- include: check_schema clock
 -- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us

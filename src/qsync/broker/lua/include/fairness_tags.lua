@@ -1,7 +1,7 @@
--- fairness_tags: start-time fair queueing (Goyal, Vin and Cheng, 1996).
+-- fairness_tags: implement start-time fair queueing (Goyal, Vin and Cheng, 1996).
 -- A task's tag is max(V, F[key]) + 1/weight, where F[key] is the last tag given to its fairness
--- key, and V is the largest tag fetched so far. Pending is ordered by tag. Scripts pass tags to the
--- store as numbers, which keeps all 17 digits.
+-- key, and V is the largest tag fetched so far. `pending` is ordered by tag. Scripts pass tags to
+-- the store as numbers, which keeps all 17 digits.
 
 -- From this value on, adding 1 to a double has no effect. qsync never assigns such tags.
 local tag_limit = 2 ^ 53

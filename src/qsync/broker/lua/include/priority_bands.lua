@@ -1,10 +1,10 @@
--- priority_bands: strict priorities within a queue. The order tags of a priority form a band, and
--- the band of a higher priority lies below that of a lower one. Fair queueing works within a band.
--- Each band has a virtual time. The fields of `meta` for these times are `v` for the normal
--- priority and `virtual:<priority>` for the other priorities. A member represents a task in `keys`
--- and `fairness`. The member is the fairness key; if the priority is not normal, the byte 255 and
--- the digit of the priority precede the key. No fairness key begins with that byte, which is not
--- valid UTF-8.
+-- priority_bands: implement strict priorities within a queue. The order tags of a priority form a
+-- band, and the band of a higher priority lies below that of a lower one. Fair queueing works
+-- within a band. Each band has a virtual time. The fields of `meta` for these times are `v` for the
+-- normal priority and `virtual:<priority>` for the other priorities. A member represents a task in
+-- `keys` and `fairness`. The member is the fairness key; if the priority is not normal, the byte
+-- 255 and the digit of the priority precede the key. No fairness key begins with that byte, which
+-- is not valid UTF-8.
 
 local normal_priority, band_width, band_reach = 5, 2 ^ 41, 2 ^ 40
 
