@@ -33,7 +33,7 @@ They exclude datetime, which would lose its time zone.
 
 def _known(value: object) -> object:
     """Convert a value of a class unknown to msgspec to a known class, or raise TypeError."""
-    if isinstance(value, TEXTS) or hasattr(type(value), "unicode_string"):  # URLs of pydantic
+    if isinstance(value, TEXTS) or hasattr(type(value), "unicode_string"):  # pydantic URLs
         return str(value)
     if hasattr(type(value), "__pydantic_decorators__"):  # a model
         return msgpack_extensions.model_fields(value)

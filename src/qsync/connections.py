@@ -140,7 +140,7 @@ class Connections:
     ) -> Iterator[None]:
         """Use another store and prefix within the block.
 
-        The caller closes the shared clients that were created in the block before the block ends.
+        Before the block ends, the caller closes the shared clients that were created in it.
         """
         before = {name: vars(self)[name] for name in _OF_STORE}
         self._where, self.prefix, self.client_types = address, prefix, client_types

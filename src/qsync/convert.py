@@ -34,8 +34,8 @@ as_it_is: Convert = msgspec.msgpack.Decoder(ext_hook=msgpack_extensions.revive).
 _GENERICS: Final = (list, dict, tuple, set, frozenset)
 
 _RECORD_HINT: Final = (
-    "a payload does not say which of them it holds: use msgspec.Struct with tag=True, or models of "
-    "pydantic with a discriminator"
+    "a payload does not say which of them it holds; use msgspec.Struct with tag=True, or pydantic "
+    "models with a discriminator"
 )
 
 
@@ -195,7 +195,7 @@ def _check(node: Any) -> None:
 
 
 def _check_info(info: Any, seen: set[Any]) -> None:
-    """Check a type description of msgspec and the fields in it, as `_check` does."""
+    """Check a msgspec type description and the fields in it, as `_check` does."""
     if isinstance(info, msgspec.inspect.CustomType):
         if _is_pydantics(info.cls):
             _validator(info.cls)
@@ -224,7 +224,7 @@ def _no_type(cls: type) -> str:
     for base in bases:
         if base is not object:
             return f"{text}; annotate {base.__name__} and create the {cls.__qualname__} in the task"
-    return f"{text}; use builtin types, a dataclass, msgspec.Struct, TypedDict or model of pydantic"
+    return f"{text}; use builtin types, a dataclass, msgspec.Struct, TypedDict or pydantic model"
 
 
 def _is_ours(cls: type) -> bool:
@@ -336,7 +336,7 @@ def _is_pydantics_own(function: Any) -> bool:
 
 
 def _detail_text(error: Any, names: set[str]) -> str:
-    """Return an error of pydantic as text, without quoting the value."""
+    """Return a pydantic error as text, without quoting the value."""
     quoting = {
         "union_tag_invalid": "Input has an unexpected tag",
         "uuid_parsing": "Input should be a valid UUID",

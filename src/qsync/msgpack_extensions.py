@@ -261,7 +261,7 @@ def unsupported_reason(value: object) -> str:
         return f"a value of type {name} cannot be encoded; pass value.item() or value.tolist()"
     if is_model(cls) or name == "SimpleLazyObject":  # e.g. Django's request.user
         return f"a value of type {name} cannot be encoded; pass its primary key, value.pk"
-    if cls.__name__ == "__proxy__":  # a lazily translated string of Django
+    if cls.__name__ == "__proxy__":  # Django's lazily translated string
         return "a lazy string cannot be encoded; pass str(value)"
     return (
         f"a value of type {name} cannot be encoded; pass builtin values, or a dataclass with "

@@ -114,8 +114,8 @@ class Registry:
         (attempt, error)` stays with the function; any other policy is stored with each task.
 
         The payload is a map of the arguments by name. Arguments may be values that msgpack can
-        encode, dataclasses, datetimes, UUIDs, decimals, enums, sets, paths and models of msgspec or
-        pydantic; the server checks them against the annotations. If the first parameter is
+        encode, dataclasses, datetimes, UUIDs, decimals, enums, sets, paths, msgspec structs and
+        pydantic models; the server checks them against the annotations. If the first parameter is
         annotated as TaskInfo, the server fills it in, and callers of `enqueue` leave it out.
 
         Raises ConfigError if the name is taken, the function is not a plain function, an annotation

@@ -62,7 +62,7 @@ class Directory(msgspec.Struct, array_like=True):
     """The types that have statistics in a queue, and the first hour and day with blocks."""
 
     number: int = 0
-    """Number of roll-ups so far. Because of it, each roll-up changes the directory."""
+    """Number of roll-ups so far, which makes each roll-up change the directory."""
     types: dict[str, int] = msgspec.field(default_factory=dict)
     """Last hour in which each type has counts."""
     first_hour: int = 0

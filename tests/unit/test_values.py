@@ -466,10 +466,10 @@ def other(a: Scalar) -> None: ...
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        (unions, "use msgspec.Struct with tag=True, or models of pydantic with a discriminator"),
+        (unions, "use msgspec.Struct with tag=True, or pydantic models with a discriminator"),
         (markup, "annotate str and create the Markup in the task"),
         (stamp, "annotate datetime and create the Stamp in the task"),
-        (other, "use builtin types, a dataclass, msgspec.Struct, TypedDict or model of pydantic"),
+        (other, "use builtin types, a dataclass, msgspec.Struct, TypedDict or pydantic model"),
     ],
 )
 def test_error_about_an_annotation_says_what_to_use(

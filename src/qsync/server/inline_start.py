@@ -85,7 +85,7 @@ class Turn:
         self.with_results: list[Ended] = []
         """Tasks that completed with a result."""
         self.timed: list[Timed] = []
-        """Sample of the ended tasks, whose durations are counted."""
+        """Sample of the ended tasks; only the durations of this sample are counted."""
         self.last: Timed | None = None
         """Run that used up the time of the turn. A long run always comes last."""
 

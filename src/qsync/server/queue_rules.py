@@ -47,7 +47,7 @@ class QueueRules:
         node does not delay the other queues."""
 
     async def start(self) -> None:
-        """Publish the rules. Raise QsyncError if the store refuses them.
+        """Publish the rules. Raise QsyncError if the store refuses the rules.
 
         A queue whose node does not reply within START_S gets its rules later, in the background.
         Until then, the server fetches nothing from that queue.

@@ -181,7 +181,7 @@ class Runner:
                 self._begin(leased)
 
     def _try_suspects(self) -> None:
-        """Start the next suspect alone if it may start now, else set a timer."""
+        """Start the next suspect alone if it may start now; otherwise, set a timer."""
         suspects = self._suspects
         while suspects.alone is None:
             now = time.monotonic()
