@@ -56,14 +56,14 @@ _NONCE: Final = codec.encode(bytes(8))[:2]
 class StoredSchedule(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule in the store.
 
-    cron, tz   its expression and time zone; None for one with `every`
-    every      its period, seconds; None for one with `cron`
-    missed     tasks enqueued for missed ticks: "skip", "once" or "all"
-    type       type of its task
-    payload    payload of its task: the bytes passed to `put`, or the arguments as msgpack
-    next_at    its next tick; None when it has none
-    put_at     time from which its ticks count: its last `put`, or its resume after a pause
-    paused     whether its ticks are skipped
+    cron, tz   expression and time zone of the schedule; None if it has a period
+    every      period of the schedule, in seconds; None if it has an expression
+    missed     which missed ticks enqueue a task: "skip" (none), "once" or "all"
+    type       type of the schedule's task
+    payload    payload of the schedule's task: the bytes passed to `put`, or arguments as msgpack
+    next_at    next tick of the schedule; None if it has no next tick
+    put_at     time from which ticks count: the last `put`, or the resume after a pause
+    paused     whether the schedule is paused, so that its ticks are skipped
 
     Times are by the store's clock.
     """

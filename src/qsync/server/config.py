@@ -129,18 +129,19 @@ class Config:
                       (attempt, error) -> duration
     dead_limit        maximum number of dead tasks that each queue keeps
     dead_age          time for which a queue keeps a dead task
-    threads           threads for `def` handlers; by default the number of CPUs + 4, but at most 32
-                      and at most concurrency
-    processes         processes for `executor="process"` handlers; None means the number of CPUs
-    max_hung          how many handlers may ignore a request to stop before `run` ends with an
-                      error; None means as many as concurrency
+    threads           number of threads for `def` handlers; by default the number of CPUs + 4, but
+                      at most 32 and at most concurrency
+    processes         number of processes for `executor="process"` handlers; None means the number
+                      of CPUs
+    max_hung          number of handlers that may ignore a request to stop before `run` ends with
+                      an error; None means as many as concurrency
     result_limit      maximum size of an encoded result, in bytes; by default the app's
                       payload_limit. A task whose result is larger, or cannot be encoded, becomes
                       dead
     prefetch          maximum number of tasks that are leased before a slot is free; by default as
                       many as start within 100 ms
     lifespan          async context manager around the server's work
-    middleware        middleware around every handler, the first one outermost
+    middleware        middleware around every handler; the first one is the outermost
     on_error          function called after every failed attempt; `task.final` is True if the task
                       is dead. A Retry with attempts left, a SkipRetry and a Snooze do not count as
                       failures

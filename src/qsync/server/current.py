@@ -65,8 +65,8 @@ def current(state: type[Any] | None = None) -> Current[Any]:
     """Return the running task and its context; raise QsyncError outside of a handler.
 
         current().task              TaskInfo with id, attempt, payload and so on
-        current().tasks             the tasks of a batch handler's call; else a tuple of this one
-        current().state             value that the server's lifespan yielded; None without one
+        current().tasks             the tasks of a batch handler's call, or only the running task
+        current().state             value that the server's lifespan yielded, or None
         current().client            client for enqueueing: AsyncClient in `async def` handlers,
                                     Client in `def` handlers
         current().cancelled         True once this run should stop: it was cancelled, timed out or
