@@ -49,7 +49,7 @@ MESSAGE_ROOM: Final = 512 * 1024
 """Estimated size, in bytes, of a task with its message in a reply; limits the size of a batch."""
 
 RESULT_ROOM: Final = 64 * 1024
-"""Estimated size, in bytes, of a task in a reply, without its message but with its result, if any."""
+"""Estimated size, in bytes, of a task in a reply without its message but with any result."""
 
 
 class _Unknown(Enum):
