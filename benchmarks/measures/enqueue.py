@@ -48,7 +48,7 @@ async def measure_one_by_one(harness: Harness) -> Results:
             Figure(
                 f"enqueue / bare EVALSHA, {client}", "x",
                 median([own_s / bare_s for bare_s, own_s in rounds]),
-                "ratio of the times of both calls in the same round",
+                "time of an enqueue divided by that of the bare call, per round",
             ),
         ]  # fmt: skip
     return results

@@ -89,7 +89,7 @@ def test_task_and_result_pass_over_tls(address: str, certificate: Path, prefix: 
 
 @pytest.fixture(scope="module")
 def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the certificate of an authority that has signed none of the certificates in these
+    """Return the certificate of an authority that signed none of the other certificates in these
     tests."""
     return make_certificate(tmp_path_factory.mktemp("other"), f"IP:{HOST}")
 

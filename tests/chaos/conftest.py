@@ -16,7 +16,7 @@ __all__ = ["history", "launch", "measured"]
 
 @pytest.fixture(scope="module")
 def durable() -> Iterator[Store]:
-    """Yield a Valkey for this module that loses no data when it is killed."""
+    """Yield a Valkey that loses no data when it is killed; the tests of a module share it."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     with Store("valkey", aof=True) as store:

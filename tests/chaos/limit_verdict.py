@@ -45,7 +45,7 @@ def read_runs(path: Path) -> list[Run]:
 
 
 def read_ends(path: Path) -> set[str]:
-    """Return the ids of the tasks whose handler ended."""
+    """Return the ids of the tasks whose handlers ended."""
     lines = path.read_text().splitlines()
     return {line.split(" ")[3] for line in lines if line.startswith("end ")}
 

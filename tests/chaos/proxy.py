@@ -253,7 +253,7 @@ class Proxy:
             return
 
     async def _hold(self, way: str, link: Link) -> None:
-        """Wait for the delay in this direction, or while all its data is held back."""
+        """Wait for the delay of this direction, and for as long as its data is held back."""
         begun = getattr(self, way)
         if begun.delay or begun.jitter:
             await asyncio.sleep(begun.delay + self._chance.uniform(0, begun.jitter))

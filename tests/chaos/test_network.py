@@ -297,7 +297,7 @@ def test_lost_replies_repeat_nothing(
     seconds: float,
 ) -> None:
     """The store executes each command, but its reply is often lost, whichever call or process sent
-    it."""
+    the command."""
     lease = 20.0
     server = launch(proxy.url, lease=lease, concurrency=20)
     before = proxy.accepted

@@ -90,7 +90,7 @@ class Pair:
         self.stores.reverse()
 
     def revive(self) -> None:
-        """Start the killed node again, empty, as a replica."""
+        """Restart the killed node without its data, as a replica."""
         self.replica.start()
         self.follow()
 

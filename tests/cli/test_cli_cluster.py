@@ -78,7 +78,7 @@ def test_dashboard_shows_a_cluster(tmp_path: Path, cluster: Cluster, prefix: str
 
 def test_doctor_command_examines_a_cluster(cluster: Cluster) -> None:
     told = qsync("doctor", "--json", env={"QSYNC_URL": cluster.url})
-    assert told.code == 1, "nothing is kept on disk by these nodes"
+    assert told.code == 1, "these nodes keep nothing on disk"
     assert {one["node"] for one in told.json} == {
         "", *(node.url.removeprefix("redis://") for node in cluster.nodes)
     }  # fmt: skip

@@ -62,7 +62,7 @@ def test_location_of_an_error_is_the_innermost_function_of_the_program() -> None
     assert found.error == "JSONDecodeError"
     assert found.where.startswith("inspector/test_errors.py:")
     assert found.where.endswith(" in <lambda>")
-    # A traceback with only library code is grouped by the function of the library.
+    # A traceback that has only library code is grouped by the library's function.
     text = 'KeyError: 1\n\n  File "/x/site-packages/lib/a.py", line 3, in get\n    raise\n'
     assert fingerprint_of("t", text).where == "lib/a.py:3 in get"
 

@@ -184,7 +184,7 @@ class _EnqueueSpan:
         self.tasks = [_with_headers(task, carrier) for task in tasks] if carrier else list(tasks)
 
     def sent(self, handles: Sequence[Handle[Any] | AsyncHandle[Any]]) -> None:
-        """Record the id of a task that was sent alone and is now in the store."""
+        """Record the id of a task that a single enqueue has put into the store."""
         if len(handles) == 1:
             self._span.set_attribute("messaging.message.id", handles[0].id)
 

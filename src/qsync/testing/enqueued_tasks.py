@@ -137,8 +137,8 @@ class EnqueuedTask:
     """A task in the store that has not ended.
 
     `arguments` has the function's arguments by name, including defaults, as the handler receives
-    them. For a type of a Mux, it has the payload under the name `payload`. `status` has the task's
-    state, due time, options and attempts.
+    them. For a type of a Mux, `arguments` has the payload under the name `payload`. `status` has
+    the task's state, due time, options and attempts.
     """
 
     arguments: Mapping[str, Any]

@@ -104,7 +104,7 @@ class Lines(logging.Handler):
         self._thread: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue the record to be written by the thread."""
+        """Queue the record for the thread that writes the lines."""
         try:
             line = self.format(record)
         except Exception as error:  # e.g. wrong arguments for the format

@@ -90,9 +90,9 @@ def _tell_end(child: Child, level: int, then: str = "") -> None:
 
 
 def _stopped_by_order(child: Child, code: int) -> bool:
-    """Return whether a child was killed by an order to stop, but had nothing to do.
+    """Return whether an order to stop killed a child that had nothing to do.
 
-    The server of such a child had not started, or had already stopped.
+    That is a child whose server had not started, or had already stopped.
     """
     idle = child.uptime_s is None or child.stopped
     return child.stop_requests > 0 and idle and code == -signal.SIGTERM

@@ -65,7 +65,7 @@ class Configuration:
     language: str | None
     trace_url: str | None
     role: Any
-    """Role of the dashboard's users, or a function of the request that returns it."""
+    """Role of the dashboard's users, or a function that takes the request and returns the role."""
 
 
 @cache

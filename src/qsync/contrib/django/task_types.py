@@ -187,7 +187,7 @@ def _aware(time: Any) -> Any:
 
 
 def _limits(task: Any, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
-    """Return the limits of a task, with its arguments filled in."""
+    """Return the task's limits, with its arguments filled into them."""
     return LimitTemplates(options["limits"], _parameters(task)).fill(arguments)
 
 
@@ -224,8 +224,8 @@ def check(task: Any, defaults: Mapping[str, Any]) -> None:
 
 
 def check_types(task: Any) -> None:
-    """Check the types of the fields that Django compares without checking them; raise
-    qsync.InvalidTask for a wrong type."""
+    """Check the types of those fields that Django compares without a check; raise qsync.InvalidTask
+    for a wrong type."""
     if not isinstance(task.priority, int) or isinstance(task.priority, bool):
         raise InvalidTask(
             "priority must be a whole number between -100 and 100. "  # Django's words

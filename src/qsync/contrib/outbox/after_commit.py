@@ -57,7 +57,7 @@ class AfterCommit:
 
     def send(self, rows: Sequence[UnsentRow], database: CommittedRows) -> None:
         """Send the rows that are in the table after the commit, and delete those that the store
-        acknowledged. Block until all this is done."""
+        acknowledged. The method blocks until both are done."""
         if not (rows := self._own(rows)):
             return
         try:

@@ -142,7 +142,7 @@ class _TracedEnqueue:
         self.tasks = [_with_headers(task, headers) for task in tasks] if headers else list(tasks)
 
     def sent(self, handles: Sequence[Handle[Any] | AsyncHandle[Any]]) -> None:
-        """Record the id of a task that was sent alone and is now in the store."""
+        """Record the id of a task that a single enqueue has put into the store."""
         if len(handles) == 1:
             self._span.set_data(SPANDATA.MESSAGING_MESSAGE_ID, handles[0].id)
 
