@@ -69,7 +69,7 @@ def by_model(plant: Plant, most: int) -> tuple[int, str] | None:
         runs = 0
 
         def teardown(self) -> None:
-            """Count a run and record its error. Called after each run."""
+            """Count the run that has ended and record its error."""
             Counting.runs += 1
             error = sys.exc_info()[1]
             if isinstance(error, AssertionError | QsyncError) and not first:

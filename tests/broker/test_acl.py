@@ -200,7 +200,7 @@ def test_client_and_server_roles_suffice_for_all_operations(guarded: Guarded) ->
 
 
 def test_client_and_server_roles_contain_no_unused_right(guarded: Guarded) -> None:
-    """Every allowed command is run, except those that only rare branches need."""
+    """The test runs every command that a role allows, except those that only rare branches need."""
     guarded.used()
     asyncio.run(life(guarded.url("client"), guarded.url("server")))
     unused = set(acl.commands("server", old=guarded.old)) - guarded.used()

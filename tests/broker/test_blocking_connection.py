@@ -1,5 +1,5 @@
-"""Blocking connections: replies that arrive in pieces, too late, malformed or not at all, and
-threads that share the connections of a pool."""
+"""Blocking connections handle replies that arrive in pieces, too late, malformed or not at all, and
+threads can share the connections of a pool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The brokers: cancellation, errors from the store, and scripts that are missing from the store."""
+"""The brokers handle cancellation, errors from the store, and scripts that are missing from the
+store."""
 
 from __future__ import annotations
 
@@ -152,7 +153,8 @@ def test_store_errors_are_classified(error: Exception, fault: Fault) -> None:
 def test_store_of_the_wrong_kind_is_an_error_at_once(
     store: Store, prefix: str, scheme: str
 ) -> None:
-    """The first call may come from a blocking client, an asyncio client, or a starting server."""
+    """The error is raised whether the first call comes from a blocking client, an asyncio client,
+    or a starting server."""
     url = store.url.replace("redis", scheme) + "/main" * (scheme == "redis+sentinel")
     app = Qsync(url, prefix=prefix)
     says = f"the store at {re.escape(url)} does not match the URL"

@@ -1,5 +1,5 @@
-"""Clients of redis-py that are passed to an app: their settings are copied or refused by name,
-never dropped."""
+"""An app copies the settings of a redis-py client that is passed to it, or refuses them by name. It
+never drops a setting."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def moved(address: tuple[str, int]) -> tuple[str, int]:
 def test_cluster_client_is_accepted(
     cluster: Cluster, library: str, colour: str, prefix: str
 ) -> None:
-    """A cluster client with an address_remap function."""
+    """The app also uses the client's address_remap function."""
     blocking: Any = {"redis": redis.cluster.RedisCluster, "valkey": valkey.ValkeyCluster}
     awaited: Any = {
         "redis": redis.asyncio.cluster.RedisCluster,

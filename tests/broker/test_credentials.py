@@ -1,4 +1,4 @@
-"""Credential providers, which supply the credentials for each connection."""
+"""Credential providers supply the credentials for each connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Enqueues that wait until the store has the task on disk or on a replica."""
+"""Durable enqueues wait until the store has the task on disk or on a replica."""
 
 from __future__ import annotations
 

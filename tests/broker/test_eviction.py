@@ -1,4 +1,4 @@
-"""Stores that evict keys when memory is full. The volatile policies never evict a task."""
+"""If a store evicts keys when memory is full, the volatile policies never evict a task."""
 
 from __future__ import annotations
 

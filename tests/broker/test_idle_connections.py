@@ -1,4 +1,4 @@
-"""Connections that have died while idle without either end noticing."""
+"""Connections that died while idle, without either end noticing, are replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Async connections: replies that arrive in pieces, too late, malformed or not at all."""
+"""Async connections handle replies that arrive in pieces, too late, malformed or not at all."""
 
 from __future__ import annotations
 

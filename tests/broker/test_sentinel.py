@@ -1,4 +1,5 @@
-"""Sentinels: separate credentials, waits for free connections, and errors that name the cause."""
+"""With Sentinels, separate credentials work, callers wait for free connections, and errors name the
+cause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of a helper for other tests: stores that can be killed, paused and failed over."""
+"""The helper that starts stores for tests can kill, pause and fail over these stores."""
 
 from __future__ import annotations
 

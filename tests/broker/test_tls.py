@@ -1,4 +1,5 @@
-"""rediss://: clients and servers use encrypted connections and verify the store's certificate."""
+"""With rediss://, clients and servers use encrypted connections and verify the store's
+certificate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cluster changes while it is in use: slots move, and replicas take over."""
+"""Tasks complete while a cluster changes: slots move, and replicas take over."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ BY_FORCE = [pytest.param(how, marks=pytest.mark.slow) for how in ("FORCE", "TAKE
 def test_replica_takes_over_while_its_primary_is_alive(
     replicated: Cluster, prefix: str, launch: Launch, history: History, measured: Measured, how: str
 ) -> None:
-    """After an orderly failover, nothing is lost or run twice. A forced failover may lose recent
+    """After an orderly failover, no task is lost or run twice. A forced failover may lose recent
     writes."""
     server = launch(replicated.url, **CONFIG)
     holder = replicated.holder(QueueKeys(prefix, QUEUE).key("tasks"))

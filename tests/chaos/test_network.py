@@ -1,4 +1,4 @@
-"""One network fault at a time, and error replies from the store."""
+"""Clients and servers survive one network fault at a time, and error replies from the store."""
 
 from __future__ import annotations
 
@@ -466,7 +466,7 @@ def test_connection_resets_are_recognised_on_every_loop(
 def test_slow_network_only_slows_tasks_down(
     durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """A round trip takes 100 to 500 ms."""
+    """With round trips of 100 to 500 ms, tasks take longer but none is lost or repeated."""
     for way in (proxy.up, proxy.down):
         way.delay, way.jitter = 0.05, 0.2
     launch(proxy.url, lease=9.0, concurrency=50)

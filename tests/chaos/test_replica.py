@@ -1,4 +1,5 @@
-"""A primary is lost or demoted, and a replica that may lack its last writes takes its place.
+"""Confirmed tasks survive when a primary is lost or demoted and a replica that may lack its last
+writes takes its place.
 
 The replica receives the primary's writes through a proxy, which can hold them back. Pausing the
 replica would not lose writes, since it would later read them all from its socket. Clients and

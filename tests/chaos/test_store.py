@@ -1,4 +1,5 @@
-"""One store fault at a time: the store dies, loses data, is full, hangs, or closes connections."""
+"""Clients and servers survive one store fault at a time: the store dies, loses data, is full,
+hangs, or closes connections."""
 
 from __future__ import annotations
 

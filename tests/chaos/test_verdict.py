@@ -143,7 +143,7 @@ def the_zombies_result(evidence: Evidence) -> None:
 
 
 def a_zombie_was_heard(evidence: Evidence) -> None:
-    """Let the result of a run count although its task already ran elsewhere under another lease."""
+    """Accept the result of a run although its task already ran elsewhere under another lease."""
     evidence.results["twice"] = A
 
 

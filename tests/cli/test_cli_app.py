@@ -1,4 +1,4 @@
-"""Commands that take the store and the prefix from an app, enqueue a task, or list prefixes."""
+"""Commands take the store and the prefix from an app, enqueue a task, or list prefixes."""
 
 from __future__ import annotations
 

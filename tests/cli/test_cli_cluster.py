@@ -1,4 +1,4 @@
-"""Commands that run as processes (worker, dashboard, doctor), on a cluster."""
+"""The commands that run as processes (worker, dashboard, doctor) work on a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Incidents that an operator finds, understands and resolves in three commands."""
+"""An operator finds, understands and resolves each incident with three commands."""
 
 from __future__ import annotations
 

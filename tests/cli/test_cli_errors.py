@@ -1,4 +1,4 @@
-"""`qsync errors`: an operator finds and resolves an outage with many dead tasks in three
+"""With `qsync errors`, an operator finds and resolves an outage with many dead tasks in three
 commands."""
 
 from __future__ import annotations

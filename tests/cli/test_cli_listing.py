@@ -1,4 +1,4 @@
-"""Formats of lists, --watch, --sort, and changes to all matching tasks."""
+"""Lists support several formats, --watch and --sort, and commands can change all matching tasks."""
 
 from __future__ import annotations
 
@@ -455,7 +455,7 @@ def test_dry_runs_of_settings_change_nothing(live: Live) -> None:
 
 
 def test_every_command_that_changes_something_has_a_dry_run() -> None:
-    """Commands that start a long-running program are left out."""
+    """The test leaves out commands that start a long-running program."""
     changing = {
         name: command for name, command in commands()
         if name.split()[-1] in {

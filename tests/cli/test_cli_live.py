@@ -1,4 +1,4 @@
-"""`qsync server`, `schedule`, `stats` and `top` with running servers, on one node and on a
+"""`qsync server`, `schedule`, `stats` and `top` work with running servers, on one node and on a
 cluster."""
 
 from __future__ import annotations

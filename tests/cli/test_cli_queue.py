@@ -1,5 +1,5 @@
-"""`qsync stats`, `queue`, `servers`, `schedule` and `top` on a live system, and the command
-reference."""
+"""`qsync stats`, `queue`, `servers`, `schedule` and `top` work on a live system, and the command
+reference is up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qsync task` and `qsync dead` on a live system: one node, and a cluster."""
+"""`qsync task` and `qsync dead` work on a live system, on one node and on a cluster."""
 
 from __future__ import annotations
 

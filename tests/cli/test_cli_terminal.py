@@ -1,4 +1,4 @@
-"""Commands at a terminal, and completion in shells."""
+"""Commands ask, follow and use colours at a terminal, and shells complete their words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The app: its store, the clients and servers that it creates, and task functions."""
+"""An app has a store, creates clients and servers, and turns functions into tasks."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ def test_the_example_of_the_documentation_runs(store: Store, prefix: str, kind: 
 @needs_valkey
 @pytest.mark.parametrize("kind", [Cluster, Sentinel])
 def test_app_works_on_cluster_and_sentinel(kind: Callable[[], Any], prefix: str) -> None:
-    """The app is created with a URL or with a client of redis-py."""
+    """It does not matter whether the app is created with a URL or with a redis-py client."""
     with kind() as stores:
 
         async def main(url: Any, name: str) -> None:

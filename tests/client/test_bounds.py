@@ -1,4 +1,4 @@
-"""Bounded queues, for callers and operators."""
+"""Queues keep to their bounds, which callers and operators can see and change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Enqueueing with blocking and async clients."""
+"""Blocking and async clients enqueue tasks."""
 
 from __future__ import annotations
 

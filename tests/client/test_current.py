@@ -1,4 +1,4 @@
-"""`current()`: its repr, its types, and how a test provides one to a function."""
+"""`current()` has a useful repr and typed members, and a test can provide one to a function."""
 
 from __future__ import annotations
 

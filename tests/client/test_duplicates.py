@@ -1,4 +1,4 @@
-"""Duplicates of a unique key, and priorities, from the client's point of view."""
+"""Clients can skip, replace and debounce tasks with the same unique key, and set priorities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Looking up a task by its id, and waiting for results without a live server."""
+"""Clients find a task by its id alone, and log a warning if no live server can produce an awaited
+result."""
 
 from __future__ import annotations
 

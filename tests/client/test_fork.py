@@ -1,5 +1,5 @@
-"""Handlers that fork: if the child process returns from the handler, it exits and runs no other
-task."""
+"""If a handler forks and the child process returns from the handler, the child exits and runs no
+other task."""
 
 from __future__ import annotations
 

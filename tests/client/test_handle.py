@@ -1,4 +1,5 @@
-"""Handles of both clients. The test acts as the server."""
+"""Handles of the blocking and the async client read and change tasks. The test itself acts as the
+server."""
 
 from __future__ import annotations
 

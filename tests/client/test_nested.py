@@ -1,4 +1,4 @@
-"""Handlers that enqueue: children with fixed ids, and parents that wait for their children."""
+"""Handlers can enqueue children with fixed ids and wait for the results of their children."""
 
 from __future__ import annotations
 

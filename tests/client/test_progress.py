@@ -1,4 +1,4 @@
-"""Progress of a task, both while the task runs and after it has ended."""
+"""Callers can read the progress of a task both while the task runs and after it has ended."""
 
 from __future__ import annotations
 

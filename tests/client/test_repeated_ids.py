@@ -245,7 +245,8 @@ def test_a_deleted_queue_forgets_its_ids(rig: Rig) -> None:
 
 
 def test_tick_id_is_not_remembered(rig: Rig) -> None:
-    """A schedule records its last tick; a task with the same id does not stop it."""
+    """A schedule records its last tick, so an earlier task with a tick's id does not stop the
+    schedule."""
     [task] = rig.tasks("hourly@1")
     rig.send(chosen("hourly@1"))
     rig.complete(*rig.lease())

@@ -1,4 +1,4 @@
-"""qsync.contrib.django: the app of the project, and enqueues that wait for the commit."""
+"""qsync.contrib.django creates the project's app, and enqueues wait for the commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Schedules in the Django admin: permissions, and forms that reject what the store would refuse."""
+"""The Django admin checks permissions for schedules, and its forms reject what the store would
+refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The dashboard in a Django site: staff only, under WSGI and ASGI, with forms."""
+"""In a Django site, only staff users see the dashboard. Its pages and forms work under WSGI and
+ASGI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""ENQUEUE = "outbox": tasks stay in the database of a Django project until the store has them."""
+"""With ENQUEUE = "outbox", tasks stay in the database of a Django project until the store has
+them."""
 
 from __future__ import annotations
 

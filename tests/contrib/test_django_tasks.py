@@ -1,4 +1,4 @@
-"""QsyncBackend: tasks of django.tasks in the store and on qsync servers."""
+"""QsyncBackend puts tasks of django.tasks into the store and runs them on qsync servers."""
 
 from __future__ import annotations
 

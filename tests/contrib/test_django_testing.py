@@ -1,4 +1,5 @@
-"""The test kit in a Django project: tasks of django.tasks, and enqueues that wait for a commit."""
+"""The test kit works in a Django project, with tasks of django.tasks and enqueues that wait for a
+commit."""
 
 from __future__ import annotations
 

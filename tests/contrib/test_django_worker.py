@@ -1,4 +1,5 @@
-"""manage.py qsync_worker, and the database connections of its handlers."""
+"""manage.py qsync_worker runs the project's tasks and keeps the handlers' database connections
+fresh."""
 
 from __future__ import annotations
 

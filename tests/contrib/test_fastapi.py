@@ -1,4 +1,5 @@
-"""qsync.contrib.fastapi and qsync.contrib.starlette: client, lifespan, dashboard."""
+"""qsync.contrib.fastapi and qsync.contrib.starlette provide a client, a lifespan and the
+dashboard."""
 
 from __future__ import annotations
 
@@ -257,7 +258,7 @@ def test_large_body_is_refused_by_the_dashboard(app: Qsync) -> None:
 
 @pytest.mark.parametrize("path", ["/ops/", "/api/ops/"])
 def test_dashboard_behind_a_proxy_links_below_its_root_path(app: Qsync, path: str) -> None:
-    """The proxy may or may not strip the root path."""
+    """The links are right whether or not the proxy strips the root path."""
     with TestClient(operated(app), root_path="/api", headers={"x-user": "ann"}) as web:
         assert 'href="/api/ops/static/style.css"' in web.get(path).text
 

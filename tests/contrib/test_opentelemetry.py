@@ -1,4 +1,4 @@
-"""Tracing: an enqueue and all its consequences, in any process, form one connected trace."""
+"""With tracing, an enqueue and all its consequences, in any process, form one connected trace."""
 
 from __future__ import annotations
 

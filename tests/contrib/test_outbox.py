@@ -1,5 +1,5 @@
-"""qsync.contrib.outbox with SQLAlchemy and psycopg: each committed task, and no other, is sent
-once."""
+"""qsync.contrib.outbox sends each committed task, and no other, once, both with SQLAlchemy and with
+psycopg."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""qsync.contrib.sentry with the real SDK, whose transport collects envelopes instead of sending
-them."""
+"""Tests qsync.contrib.sentry with the real SDK, whose transport collects envelopes instead of
+sending them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A new user's first steps: the program in the README, the advice of the demo, and the worker."""
+"""A new user's first steps work: the program in the README, the advice of the demo, and the
+worker."""
 
 from __future__ import annotations
 

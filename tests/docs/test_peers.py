@@ -1,5 +1,5 @@
-"""The comparison with other queues is complete. The test neither installs nor imports any of these
-queues."""
+"""The comparison with other queues is complete. The test neither installs nor imports any of the
+other queues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded store: how it starts, its guardian, and how it ends."""
+"""The embedded store starts on first use, has a guardian, and ends with its last user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Capacity of a store: more primaries handle more tasks, and a store can hold ten million tasks."""
+"""More primaries handle more tasks, and a store can hold ten million tasks."""
 
 from __future__ import annotations
 

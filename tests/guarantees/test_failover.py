@@ -126,7 +126,7 @@ def test_queues_on_different_primaries_share_by_weight(
 
 
 class Stream:
-    """Keeps enqueueing tasks to some queues, and records when each task ran."""
+    """Enqueues tasks to some queues continuously, and records when each task ran."""
 
     def __init__(self, b: Bench, queues: list[str], *, every: float = 0.005) -> None:
         self.ran: dict[str, list[float]] = defaultdict(list)

@@ -46,7 +46,8 @@ def test_tasks_survive_an_outage_of_the_store(
     """Half of the tasks end while the store is unavailable, the other half after it has returned.
 
     With one server, leases of 1 s expire in the meantime, but no other server can take the tasks.
-    With two servers and leases of 30 s, no lease expires. In both cases, each task runs once.
+    With two servers and leases of 30 s, no lease expires. With one or two servers, each task runs
+    once.
     """
     running = [launch(own_store.url, lease=lease_s, concurrency=TASKS) for _ in range(servers)]
 

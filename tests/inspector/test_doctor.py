@@ -1,5 +1,5 @@
-"""The doctor's findings for each state of a store, for real stores, and for stores that deny
-access."""
+"""The doctor reports the right findings for each state of a store, for real stores, and for stores
+that deny access."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups of failed tasks: tasks with the same error share a group even if their messages differ."""
+"""Failed tasks with the same error share a group even if their messages differ."""
 
 from __future__ import annotations
 

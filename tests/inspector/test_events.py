@@ -1,4 +1,4 @@
-"""The log of operators' actions."""
+"""Each action of an operator is recorded in the log of actions."""
 
 from __future__ import annotations
 

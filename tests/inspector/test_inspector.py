@@ -1,4 +1,4 @@
-"""The inspector, on a queue that the tests fill without a server."""
+"""The inspector shows and changes the tasks of a queue that the tests fill without a server."""
 
 from __future__ import annotations
 

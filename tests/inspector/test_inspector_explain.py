@@ -1,4 +1,4 @@
-"""Explanations of why a task is not running yet, and when it will run."""
+"""The inspector explains why a task is not running yet, and when it will run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits for operators: lists, explanations, and changes to rules."""
+"""Operators can list limits, see why a task waits for a limit, and change rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inspector with running servers: how it shows servers, and how they react to its requests."""
+"""The inspector shows running servers, which react to its requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inspector with a million tasks: each call runs a few short scripts, and other work
+"""With a million tasks, each call of the inspector runs a few short scripts, and other work
 continues."""
 
 from __future__ import annotations

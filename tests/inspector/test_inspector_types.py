@@ -1,4 +1,4 @@
-"""Paused types in lists, explanations, the doctor and the audit."""
+"""Lists, explanations, the doctor and the audit show paused types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of several queues, and the preview of changes to many tasks."""
+"""Lists can cover several queues, and changes to many tasks have a preview."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Types and schedules for metrics: exact counts for short queues, and estimates with a bounded cost
-for long queues."""
+"""Metrics by type and schedule are exact for short queues, and estimates with a bounded cost for
+long queues."""
 
 from __future__ import annotations
 

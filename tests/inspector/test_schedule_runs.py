@@ -1,4 +1,5 @@
-"""Histories of schedules: runs and their outcomes, missed ticks, manual runs, and backfills."""
+"""The history of a schedule shows runs and their outcomes, missed ticks, manual runs, and
+backfills."""
 
 from __future__ import annotations
 

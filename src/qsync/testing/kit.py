@@ -91,8 +91,8 @@ class _AnyKit:
     ) -> EnqueuedTask:
         """Fail unless a task of this function is waiting or running; return the first one.
 
-        Only the arguments given here are compared, in the form that the handler gets. For a type of
-        a Mux, the payload is the argument `payload`.
+        Only the passed arguments are compared, in the form that the handler gets. For a type of a
+        Mux, the payload is the argument `payload`.
         """
         tasks, asked = self.enqueued(task), asked_task(task)
         matches = matching(tasks, asked, queue, arguments)

@@ -252,7 +252,8 @@ class Supervisor:
         listening = asyncio.create_task(self._listen(slot, child, reader))
         code = await child.wait()
         self._children.discard(child)
-        if code == -signal.SIGTERM:  # wait for its last report, which tells whether it had stopped
+        # Wait for the child's last report, which tells whether its server had stopped.
+        if code == -signal.SIGTERM:
             await asyncio.wait({listening}, timeout=LAST_REPORT_S)
         clean = code == 0 or _stopped_by_order(child, code)
         if not clean or child.stop_requests > 1:

@@ -23,7 +23,8 @@ RELAY_ONLY_S: Final = 5.0
 this applies to all rows; if the store refused a row, only to the rows of its queue."""
 
 MAX_ROWS: Final = 1000
-"""Maximum number of rows that a process sends after each transaction; relays send the others."""
+"""Maximum number of rows that a process sends after each transaction; relays send the other
+rows."""
 
 _SEND: Final = "send rows of the outbox after their commit"
 
