@@ -167,8 +167,8 @@ def unknown(name: str, *, has_value: bool, after_secret: bool) -> str:
 def check_tls(settings: Mapping[str, Any], before: str = "") -> None:
     """Raise ValueError if these TLS settings cannot work with any store.
 
-    The check reads the files that the settings name, but connects to nothing. `before` is a prefix
-    for option names in errors.
+    The check reads the files that the settings name, but does not connect to the store. `before` is
+    a prefix for option names in errors.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for name, kind in (

@@ -192,7 +192,7 @@ class Broker(BaseBroker["Pool"]):
         )
 
     def record_node_error(self, node: Node | None, error: BaseException) -> None:
-        """Record an error that a node returned or that broke a connection to it."""
+        """Record an error that a node returned, or that broke a connection to the node."""
         if self._slots is not None and node is not None:
             self._slots.redirect(error, node)
         if (pool := self._pools.get(node)) is not None and is_silence(error):

@@ -49,7 +49,7 @@ class Source(Protocol):
         """Return a client with one connection to a node; None means the only node."""
 
     def record_node_error(self, node: Node | None, error: BaseException) -> None:
-        """Record an error that a node returned or that broke a connection to it."""
+        """Record an error that a node returned, or that broke a connection to the node."""
 
 
 class AsyncSource(Protocol):
@@ -71,7 +71,7 @@ class AsyncSource(Protocol):
         """Record a redirection or an error of a connection to the node that holds a key."""
 
     async def record_node_error(self, node: Node | None, error: BaseException) -> None:
-        """Record an error that a node returned or that broke a connection to it."""
+        """Record an error that a node returned, or that broke a connection to the node."""
 
 
 class Subscription:

@@ -114,7 +114,7 @@ class RedisConnection(asyncio.Protocol):
         self._replies: list[Any] = []
         self._expected = 0
         self._usual_reply: bytes | None = None
-        """Encoded reply that most exchanges of this kind receive. A reply equal to it is returned
+        """Encoded reply that most exchanges of this kind receive. An equal reply is returned
         without being parsed."""
         self._answer: asyncio.Future[None] | None = None
         self._due = 0.0

@@ -1,4 +1,4 @@
-"""Ends a child process that a handler forked when it returns from the handler or awaits in it.
+"""Ends a child process that a handler forked, once the child returns from the handler or awaits.
 
 The child has a copy of the server, but the server's tasks, scheduled calls and connections belong
 to the parent.

@@ -9,7 +9,8 @@
 -- and no replication. A fetch that writes nothing is not recorded, so a fetch that repeats its
 -- number is an ordinary fetch. A fetch with `again` is recorded, so that a late copy of the call
 -- finds its number.
--- The first fetch from a queue sets the generation; a later change of it means that data were lost.
+-- The first fetch from a queue sets the generation; if the generation changes later, data were
+-- lost.
 -- variants: plain flow
 -- flow include: message_bytes
 -- include: check_schema preconditions ensure_schema clock queue_reads wake_server counters

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- put_limit_rules: store rules of limits. The next fetch checks the waiters of limits whose rules
--- changed. A rule stops no running task. If too many tasks hold a limit, no further task starts
--- until the rule is met.
+-- changed. A rule does not stop running tasks. If too many tasks hold a limit, no further task
+-- starts until the rule is met.
 -- include: check_schema preconditions ensure_schema clock wake_server open_limits change_rules record_event
 -- KEYS[1] limit_rules hash  name -> its rule
 -- KEYS[2] waiters   zset    limit and id of each limited task

@@ -71,8 +71,8 @@ local fixed_rules = {
 -- many states without a time have the same text. `texts` has the texts of such states. `by_field`
 -- has stored rules by field of limit_rules. `by_name` has the rules of names, which many limits
 -- share: the operator's, or else the program's. `all_fields` tells whether all fields were read,
--- and `own_rules` whether a single limit may have a rule of its own. `late` has, by limit, the
--- delay with which this script opens it, in us.
+-- and `own_rules` whether a single limit may have a rule of its own. `late` maps limits to the
+-- delay, in us, with which this script opens them.
 local known = {
   rules = {}, counts = { [false] = { 0, 0, 0, 0 } }, texts = {}, by_field = {}, by_name = {}, late = {},
   all_fields = false, own_rules = true,

@@ -9,7 +9,7 @@
 local moves = { left = 500, left_of_types = 150, opened = 0 }
 
 -- Put tasks into `limited`. `args` alternates tags and ids, `limits` has the limit for which each
--- task waits, and `held` has, by id, the limits that each task will hold when it runs.
+-- task waits, and `held` maps ids to the limits that the tasks will hold when they run.
 local function put_limited(args, limits, held)
   local entries, shared = {}, shared_tags(args)
   for i = 1, #limits do
@@ -81,7 +81,7 @@ local function write_fields(hash_key, args)
 end
 
 -- Put tasks into `pending`, or into `limited` if one of their limits refuses them. `args`
--- alternates tags and ids. `new_holds` has, by id, the limits of tasks that hold none yet, and
+-- alternates tags and ids. `new_holds` maps ids to the limits of tasks that hold none yet, and
 -- `refused` has the limits of paused types. Returns the number of tasks that went into `pending`.
 local function admit_tasks(args, new_holds, refused)
   local pending, limited, refusing, parked, holds, held = {}, {}, {}, {}, {}, {}
@@ -127,7 +127,7 @@ local function refused_by_type(bodies)
   return refused
 end
 
--- Put new tasks into `pending` or `limited`. `new_holds` has, by id, the limits of tasks that have
+-- Put new tasks into `pending` or `limited`. `new_holds` maps ids to the limits of tasks that have
 -- limits, and `bodies` alternates ids and messages. Returns the number of tasks that went into
 -- `pending`.
 local function admit_new_tasks(args, new_holds, bodies)

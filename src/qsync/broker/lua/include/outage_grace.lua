@@ -3,8 +3,8 @@
 -- expired since. Recovery of expired leases is then delayed for a third of a lease duration, so
 -- that the servers can renew them.
 
--- Record that a server is present. Returns the time until which recovery is delayed (0: not
--- delayed). `noted` and `outage` are the fields `seen` and `returned` of `meta`.
+-- Record that a server is present. Returns the time until which recovery is delayed; 0 means that
+-- it is not delayed. `noted` and `outage` are the fields `seen` and `returned` of `meta`.
 local function outage_grace(now, lease, noted, outage)
   local seen, returned = parse_int(noted, now), parse_int(outage, -lease)
   if now - seen > lease / 2 then

@@ -12,7 +12,8 @@ local function take_lock(now, id, lock)
   redis.call('HSET', KEYS.unique, lock_fields(lock, ends, id))
 end
 
--- Give a task all its attempts again; `record` is the failure record to keep (empty: none).
+-- Give a task all its attempts again. `record` is the failure record to keep; if it is empty, no
+-- record is kept.
 local function revive(id, key, record)
   redis.call('HDEL', KEYS.crashes, id)
   if record == '' then
