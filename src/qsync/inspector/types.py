@@ -301,7 +301,7 @@ class TypeHistory:
         )
 
     def starts(self, type: str, since_us: int) -> list[StoredStart]:
-        """Return the starts of servers with a handler for a type, since a time."""
+        """Return the recorded starts, since a time, of servers with a handler for a type."""
         return [
             start for start in self._starts if start.concerns(type) and start.last_us >= since_us
         ]

@@ -39,7 +39,7 @@ def demo(
     """Watch tasks of every kind run, fail, retry and survive a kill -9.
 
     The demo starts a store, a client and a `qsync worker` of two processes. The tasks hash blocks
-    of qsync's source code. In the middle of the run, the demo kills a server. At the end it
+    of qsync's source code. In the middle of the run, the demo kills a server. At the end, the demo
     accounts for every task, and exits with 1 if it cannot.
     """
     from rich.console import Console  # slow to import, and other commands do not need it
