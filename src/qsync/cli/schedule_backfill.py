@@ -1,4 +1,4 @@
-"""`qsync schedule history` shows the last runs; `backfill` enqueues ticks of a past interval."""
+"""`qsync schedule history` shows the last runs; `backfill` enqueues the tasks of past ticks."""
 
 from __future__ import annotations
 

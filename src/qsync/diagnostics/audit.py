@@ -378,7 +378,7 @@ class Auditor:
                     yield key
 
     def _queue_of(self, key: str) -> str | None:
-        """Return the queue that a key belongs to; None if it belongs to none."""
+        """Return the queue that a key belongs to; None if the key belongs to no queue."""
         base, _, name = key.rpartition("}:")
         queue = base.removeprefix(f"{{{self._keys.prefix}:")
         return queue if name in QUEUE_KEYS and queue != base and _is_name(queue) else None

@@ -150,9 +150,9 @@ class Base:
         """Build a task, to enqueue or to put into a schedule, from arguments decoded from JSON.
 
         For a django.tasks task of the app, the arguments (a list or an object) are checked and
-        encoded as the program does. For any other type, the arguments are the payload. Raises
-        InvalidTask if the arguments do not match the task's parameters. The default of `queue` is
-        the task's own queue.
+        encoded in the same way as in the program. For any other type, the arguments are the
+        payload. Raises InvalidTask if the arguments do not match the task's parameters. The default
+        of `queue` is the task's own queue.
         """
         for builder in self._builders:
             task = builder.build(type, arguments)

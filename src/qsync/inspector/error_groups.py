@@ -98,7 +98,7 @@ def _failed_us(task: DecodedTask) -> int:
 
 
 def merge_groups(groups: Iterable[ErrorGroup]) -> list[ErrorGroup]:
-    """Return one group for each id, the largest first."""
+    """Merge the groups that have the same id; return the merged groups, the largest first."""
     merged: dict[str, ErrorGroup] = {}
     for group in groups:
         previous = merged.get(group.id)

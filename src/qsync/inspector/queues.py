@@ -179,10 +179,10 @@ class _QueuesMixin(_LiveServersMixin):
     async def forget(self, queue: str, *, force: bool = False) -> Forgotten:
         """Remove a queue without tasks, with its counters, its pause and its schedules.
 
-        With `force`, delete its tasks first, about 500 per call: repeat while the outcome is
-        `more`. The queue's unique locks are released even if their windows have not ended. A later
-        enqueue creates the queue again. A client that used the queue before its removal does not
-        register it again; `overview` then shows the queue only once a server takes tasks from it.
+        With `force`, delete its tasks first, about 500 per call; repeat the call while the outcome
+        is `more`. The queue's unique locks are released even if their windows have not ended. A
+        later enqueue creates the queue again. But a client that already used the queue does not
+        register it again, so `overview` shows it only once a server takes tasks from it.
         """
         _, servers = await self._live()
         serving = next((server.id for server in servers if server.takes(queue)), None)

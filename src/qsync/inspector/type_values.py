@@ -1,4 +1,4 @@
-"""The values that the inspector returns about types of tasks."""
+"""The values that the inspector returns about task types."""
 
 from __future__ import annotations
 

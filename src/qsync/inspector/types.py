@@ -1,4 +1,4 @@
-"""Types of tasks in a queue: statistics, backlog, pause and resume."""
+"""The task types of a queue: statistics, backlog, pause and resume."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MAX_SAMPLES: Final = 2
 
 
 class _TypesMixin(Base):
-    """Operations on types of tasks."""
+    """Operations on task types."""
 
     async def types(self, queue: str = "default", *, period: Period = "1h") -> TypeList:
         """Return the types of a queue with their runs of the last `1h`, `24h` or `7d`.

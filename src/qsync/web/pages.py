@@ -229,12 +229,12 @@ def _address(request: Request) -> str:
 
 
 def links(request: Request) -> Callable[..., str]:
-    """Return a function that builds URLs of pages of the current site."""
+    """Return a function that builds URLs for pages of the current site."""
     return _links_below(root_of(request))
 
 
 def base_links(request: Request, site: Site) -> Callable[..., str]:
-    """Return a function that builds URLs of pages of the whole dashboard, not of one site."""
+    """Return a function that builds URLs for pages of the whole dashboard, not of one site."""
     return _links_below(root_of(request).removesuffix(site.path))
 
 

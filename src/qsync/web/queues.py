@@ -1,4 +1,4 @@
-"""Pages and actions of queues."""
+"""Pages that show queues, and actions on queues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages and actions of schedules."""
+"""Pages that show schedules, and actions on schedules."""
 
 from __future__ import annotations
 

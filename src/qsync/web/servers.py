@@ -1,4 +1,4 @@
-"""Pages and actions of servers."""
+"""Pages that show servers, and actions on servers."""
 
 from __future__ import annotations
 
