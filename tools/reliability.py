@@ -108,7 +108,7 @@ def missing(faults: set[int]) -> list[int]:
 
 
 def table(words: Mapping[int, str], shown: Sequence[Shown], name: str, head: str) -> str:
-    """Return a table of the rows with the tests of each row."""
+    """Return a table of these rows, each with its tests."""
     lines = [f"| | {head} | shown by |", "|---|---|---|"]
     for row, text in words.items():
         tests = [one.label for one in shown if row in getattr(one, name)]

@@ -17,7 +17,7 @@ STAMPS = ("t", b"t")
 """Prefix of payloads that carry their enqueue time, as str and as bytes."""
 
 URL = os.environ.get("BENCH_URL", "")
-"""URL of the store; empty in the harness, which starts it."""
+"""URL of the store; empty in the harness, which starts the store."""
 EXPECTED = int(os.environ.get("BENCH_EXPECTED", "0"))
 """Number of runs after which a server writes its report."""
 REPORT = Path(os.environ.get("BENCH_REPORT", "report.json"))

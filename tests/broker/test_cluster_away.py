@@ -235,7 +235,7 @@ def test_inbox_is_read_after_its_slot_moved(partial: Cluster, prefix: str) -> No
 
     async def main() -> None:
         async with Qsync(partial.url, prefix=prefix) as app, app.async_client() as client:
-            server = app.server(mux, lease=60)  # without the message, the cancel takes 20 s
+            server = app.server(mux, lease=60)  # a cancel without a message takes 20 s
             async with server:
                 handle = await client.enqueue(Task("t"))
                 await begun.wait()

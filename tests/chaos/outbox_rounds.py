@@ -96,8 +96,7 @@ class Rounds:
         )
 
     def start(self, part: str) -> None:
-        """Start a part. If it is an application or a relay, it uses the next database library in
-        turn."""
+        """Start a part. An application or a relay uses the next database library in turn."""
         if part == "store":
             self._store.start()
         elif part == "database":

@@ -18,9 +18,9 @@ from tests.support.stores import Store, wait_until
 
 PER_PROCESS = 30
 BOUND_S = 20.0
-"""Longest time until the last killed task has started again, in seconds. It covers 10 s for
-suspects, which run one after another, and the startup of two processes. If all tasks ran one after
-another, they would take three minutes."""
+"""Longest time until the last killed task has started again, in seconds. The bound covers 10 s
+for suspects, which run one after another, and the startup of two processes. If all tasks ran one
+after another, they would take three minutes."""
 
 
 @pytest.mark.timeout(180)

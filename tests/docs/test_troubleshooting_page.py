@@ -25,7 +25,7 @@ def test_commands_of_the_page_run_with_the_described_output(valkey: Store, prefi
         live.serve(queues=["default"], concurrency=1)
         live.enqueue(Task("hold", id=RUNNING, timeout=60))
         wait_until(lambda: live.began == [RUNNING])
-        wait_until(lambda: "1/1 " in live.ok("server", "list").out)  # the next heartbeat tells
+        wait_until(lambda: "1/1 " in live.ok("server", "list").out)  # the next heartbeat shows it
         live.enqueue(Task("send", id=WAITING, queue="mail"))
         outputs = {}
         for command in COMMANDS:

@@ -1,5 +1,5 @@
-"""Guards against slowdowns by ratios within one run and by counts, which other load on the machine
-hardly affects.
+"""Detects slowdowns with ratios within one run and with counts, since other load on the machine
+hardly affects these.
 
 Times are CPU times where these can be measured. A busy machine may still disturb a single round, so
 the best of several rounds counts.

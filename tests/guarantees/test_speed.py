@@ -1,4 +1,4 @@
-"""Guards against slowdowns: the cost of a task relative to the minimum for any server in Python."""
+"""Detects slowdowns by the cost of a task relative to the minimum for any server in Python."""
 
 from __future__ import annotations
 

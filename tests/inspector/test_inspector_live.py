@@ -179,7 +179,7 @@ async def test_servers_are_listed_with_their_running_tasks(store: Store, prefix:
         assert [server.tasks for server in without] == [[], []]
         assert (await inspector.overview()).servers == ["one", "two"]
 
-        await wait_until_async(lambda: shows_running(1))  # sooner than after half a lease, 30 s
+        await wait_until_async(lambda: shows_running(1))  # before half a lease (30 s) has passed
 
 
 async def test_servers_are_drained_and_stopped(store: Store, prefix: str) -> None:

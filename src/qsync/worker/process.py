@@ -90,7 +90,7 @@ class Child:
         """Whether the child has reported that its server stopped without a failure."""
         self.stop_requests: int = 0
         self.changed: asyncio.Event = asyncio.Event()
-        """Set when the child is ready, and when it has ended."""
+        """Event that is set when the child is ready, and when it has ended."""
         self.ended: asyncio.Event = asyncio.Event()
         self.rows: list[MetricRow] = []
         """Metrics as of the child's last report."""

@@ -68,7 +68,7 @@ class _ChildSlot:
     retired: bool = False
     """Whether an operator stopped the child; the slot then stays empty."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the child ends, when it is replaced, and when the worker stops."""
+    """Event that is set when the child ends, when it is replaced, and when the worker stops."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def delay(self, child: Child) -> float:

@@ -1,8 +1,8 @@
 """The admin of schedules: those in the store, and the periodic tasks of programs.
 
-`Schedule` has no table: Django's own form, confirmation and history pages read it from the store
-and write it to the store. Only the list has its own template, because Django's list template needs
-a query set.
+`Schedule` has no table. Django's own form, confirmation and history pages read schedules from the
+store and write them to the store. Only the list has its own template, because Django's list
+template needs a query set.
 """
 
 from __future__ import annotations

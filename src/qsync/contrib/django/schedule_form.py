@@ -24,7 +24,7 @@ WHEN = ("cron", "every", "tz", "missed")
 
 
 class ChangeForm(_ModelForm):
-    """Changes when a stored schedule ticks."""
+    """Form that changes when a stored schedule ticks."""
 
     class Meta:
         """The fields that can be changed."""
@@ -64,7 +64,7 @@ class ChangeForm(_ModelForm):
 
 
 class AddForm(ChangeForm):
-    """Creates a stored schedule; `built` is the task that it enqueues."""
+    """Form that creates a stored schedule; `built` is the task that the schedule enqueues."""
 
     built: Task[Any]
 

@@ -83,8 +83,8 @@ class QsyncTask(tasks_api.Task):
 
 
 class UnsupportedResult(TypeError):
-    """Raised if a task returned a value that is not JSON. There is no retry, since it would fail
-    too."""
+    """Raised if a task returned a value that is not JSON. A retry would fail too, so there
+    is none."""
 
 
 def shown_class(path: str) -> str:

@@ -168,7 +168,8 @@ def has_more(sizes: Sequence[tuple[str, int]], ids: Sequence[str]) -> bool:
 
 
 def backlog_of(count: int, oldest: datetime | None) -> Backlog:
-    """Compute the backlog from a count and the oldest row's time, which is naive on SQLite."""
+    """Compute the backlog from a count and the time of the oldest row; on SQLite, this time is
+    naive."""
     if oldest is None:
         return Backlog(rows=0, oldest_s=0.0)
     if oldest.tzinfo is None:

@@ -1,4 +1,4 @@
-"""Relays send the rows that were not sent by the process that wrote them.
+"""Relays send the rows that the process that wrote them has not sent.
 
 A relay reads rows in batches, sends them, and deletes those that the store has acknowledged. If the
 relay dies before it deletes the rows, they are sent again. No task runs twice, because the store

@@ -25,7 +25,8 @@ class _Failure:
 
 
 class RetryLog:
-    """Logs the failing actions of an outbox, which are retried. Safe to call from any thread."""
+    """Logs when an action of an outbox begins to fail, still fails, and works again. Safe to call
+    from any thread."""
 
     def __init__(self) -> None:
         self._failures: dict[str, _Failure] = {}
