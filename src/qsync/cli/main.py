@@ -207,7 +207,7 @@ def _qsync(
 
 def main() -> None:
     """Run the command line and exit: 0 ok, 1 failed, 2 usage."""
-    if sys.stdout is None:  # it was closed: use /dev/null instead
+    if sys.stdout is None:  # standard output was closed, so use /dev/null
         hold_standard_files()
         sys.stdout = open(1, "w")  # noqa: SIM115 - until the end of the process
     try:

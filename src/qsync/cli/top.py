@@ -133,7 +133,7 @@ class Keys:
 
     def _take(self) -> None:
         keys = os.read(sys.stdin.fileno(), 64)
-        self.quit = self.quit or not keys or b"q" in keys.lower()  # no bytes: closed
+        self.quit = self.quit or not keys or b"q" in keys.lower()  # no keys: closed
         for key in keys.decode(errors="replace"):
             if key in "<>":
                 self._model.sort_by_next(1 if key == ">" else -1)

@@ -179,7 +179,7 @@ class Auditor:
         """Keys that belong to no queue and never expire."""
 
     async def audit(self, queue: str | None = None) -> Report:
-        """Audit one queue; or all queues, and the keys outside of queues."""
+        """Audit one queue, or all queues and the keys that belong to no queue."""
         report = Report()
         if queue is not None:
             report.queues = [check_name("queue", queue)]

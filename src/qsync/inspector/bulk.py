@@ -176,8 +176,8 @@ class _BulkMixin(_TasksMixin):
             views.list_tasks(self._keys(queue), stored_in(state), count=TASKS_PER_STEP, after=after)
         )
         until_us = page.now_us if cursor is None else cursor.until_us
-        # Skip tasks that entered the state after the first step, because they may have done so
-        # after an earlier step ran them.
+        # Skip tasks that entered the state after the first step. They may be tasks that an earlier
+        # step ran and that have failed again.
         rows = [row for row in page.rows if _came_us(row, state) <= until_us]
         # Dead tasks are ordered by death, so all tasks after a skipped one are also skipped.
         more = page.more and (state is not TaskState.DEAD or len(rows) == len(page.rows))

@@ -215,7 +215,8 @@ class _QueuesMixin(_LiveServersMixin):
             return Forgotten(outcome="more", left=remaining)  # new tasks arrived in the meantime
         if running:
             return Forgotten(outcome="running", left=running)
-        return Forgotten(outcome="not_empty", left=remaining)  # damaged: messages without a state
+        # The queue is damaged: it has messages of tasks that are in no state.
+        return Forgotten(outcome="not_empty", left=remaining)
 
     async def _purge_any(self, queue: str) -> int:
         """Delete about 500 tasks in any state, including active ones with an expired lease."""

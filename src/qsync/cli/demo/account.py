@@ -69,12 +69,18 @@ class ServerNotes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._offsets: Counter[Path] = Counter()
-        self.kinds: dict[str, str] = {}  # by id of each task that has started
-        self.starts: dict[str, list[float]] = defaultdict(list)  # start times by id
-        self.done: dict[str, dict[str, set[str]]] = defaultdict(dict)  # digests by kind and id
-        self.failed: dict[str, set[tuple[str, int]]] = defaultdict(set)  # (id, attempt) by kind
-        self.running: dict[int, set[str]] = defaultdict(set)  # task ids by process id
-        self.events: int = 0  # number of starts and ends, except those of ticks
+        self.kinds: dict[str, str] = {}
+        """Kinds of the tasks that have started, by task id."""
+        self.starts: dict[str, list[float]] = defaultdict(list)
+        """Start times of each task, by task id."""
+        self.done: dict[str, dict[str, set[str]]] = defaultdict(dict)
+        """Digests that completed tasks returned, by kind and task id."""
+        self.failed: dict[str, set[tuple[str, int]]] = defaultdict(set)
+        """Pairs of task id and attempt for the attempts that failed, by kind."""
+        self.running: dict[int, set[str]] = defaultdict(set)
+        """Ids of the tasks that are running, by process id."""
+        self.events: int = 0
+        """Number of starts and ends of tasks, without those of the kind `tick`."""
 
     def poll(self) -> None:
         """Read the lines that the servers have written since the last call."""
@@ -108,15 +114,23 @@ class Ledger:
     history: ServerNotes
     offered: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
-    ids: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # of accepted
-    blocks: dict[str, int] = field(default_factory=dict)  # offset of the block to hash, by id
-    due: dict[str, float] = field(default_factory=dict)  # earliest start, by id
-    wrong: Counter[str] = field(default_factory=Counter)  # number of wrong results, by kind
+    ids: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Ids of the accepted tasks, by kind."""
+    blocks: dict[str, int] = field(default_factory=dict)
+    """Offset of the block that a task hashes, by task id."""
+    due: dict[str, float] = field(default_factory=dict)
+    """Earliest time at which a task may start, by task id."""
+    wrong: Counter[str] = field(default_factory=Counter)
+    """Number of wrong results, by kind."""
     killed_at: float = 0.0
-    interrupted: set[str] = field(default_factory=set)  # tasks that the killed server was running
-    stored: dict[str, TaskRow] = field(default_factory=dict)  # tasks in the store, by id
-    counters: Counter[str] = field(default_factory=Counter)  # the store's own counters
-    digests: dict[int, str] = field(default_factory=dict)  # the correct digests, by offset
+    interrupted: set[str] = field(default_factory=set)
+    """Ids of the tasks that the killed server was running."""
+    stored: dict[str, TaskRow] = field(default_factory=dict)
+    """Tasks that are in the store at the end, by task id."""
+    counters: Counter[str] = field(default_factory=Counter)
+    """The store's own counters."""
+    digests: dict[int, str] = field(default_factory=dict)
+    """The correct digests, by offset of the block."""
 
     def record(self, tasks: Sequence[Task], handles: Handles, blocks: Sequence[int]) -> list[str]:
         """Record how the store answered the enqueues; return the ids."""
