@@ -23,7 +23,7 @@ LIMITS: Final = 500
 """Approximate number of limits read per queue."""
 
 LONG_WAIT_S: Final = 3600.0
-"""Waiting time above which a limit is reported, in seconds."""
+"""Time that a task may wait for a limit before the doctor reports it, in seconds."""
 
 LIMITS_NAMED: Final = 5
 """Maximum number of limits that a finding names."""

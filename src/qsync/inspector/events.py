@@ -19,7 +19,8 @@ READ_PER_QUEUE: Final = 100
 """Number of actions read per queue if a request without a filter would read more than READ_MOST."""
 
 READ_MOST: Final = 50_000
-"""Number of actions in all queues up to which a request without a filter reads all of them."""
+"""If all queues together have at most this many actions, a request without a filter reads them
+all."""
 
 
 class _EventsMixin(Base):
