@@ -1,4 +1,4 @@
-"""The floor: a bare event loop that decodes the same messages and runs the same handlers.
+"""Measures a bare event loop that decodes the same messages and runs the same handlers.
 
 There is no queue, so no task is fetched, leased or acknowledged. Any queue that runs an asyncio
 task per message in one Python process takes at least this long.

@@ -45,7 +45,7 @@ NOT_APPLICABLE: Final[Mapping[str, str]] = {
 ADMIN: Final = [
     f"django.contrib.{name}" for name in ("auth", "contenttypes", "messages", "sessions")
 ]
-"""Apps that the admin needs; the URLs of the backport's tests include the admin."""
+"""Apps that the admin needs, because the URLs of the backport's tests include it."""
 
 TIMEOUT_S: Final = 20.0
 

@@ -1,5 +1,5 @@
-"""Manages an environment for each peer, which is recreated when its pins or the interpreter
-change."""
+"""Creates an environment for each peer, and recreates it when the peer's pinned versions or the
+interpreter change."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Runs one round of one peer: the same steps for all peers, each on an empty store."""
+"""Runs one round of one peer on an empty store. The steps are the same for all peers."""
 
 import tempfile
 from pathlib import Path

@@ -25,7 +25,7 @@ class Run:
 
 
 def read_runs(path: Path) -> list[Run]:
-    """Return the leases for which a handler started, ordered by the time of the lease.
+    """Return the leases for which a handler started, ordered by the time at which they began.
 
     Leases from a repeated fetch are left out, because the time of the first fetch is unknown.
     """

@@ -160,8 +160,8 @@ def test_old_copy_of_the_store_is_drained(
             "old copy restored: lost tasks, which were enqueued after the copy", len(set(later))
         )
         measured("old copy restored: longest remaining lease, in seconds", left)
-        # The server has to reconnect, and after an outage no lease expires for a third of its
-        # duration.
+        # The server has to reconnect, and after an outage no lease expires until a third of the
+        # lease time has passed.
         healed_s = max(left, AWAY_CAP_S + LEASE_S / 3) + 2 * SWEEP_S
         assert again[0].at - back_at <= healed_s
         assert {event.id for event in again} <= set(first)

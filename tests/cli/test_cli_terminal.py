@@ -1,4 +1,5 @@
-"""Commands ask, follow and use colours at a terminal, and shells complete their words."""
+"""At a terminal, commands ask before they destroy data, refresh their output and use colours, and
+shells complete the words of commands."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""In a Django site, only staff users see the dashboard. Its pages and forms work under WSGI and
-ASGI."""
+"""In a Django site, only staff users see the dashboard. The pages and forms of the dashboard
+work under WSGI and ASGI."""
 
 from __future__ import annotations
 

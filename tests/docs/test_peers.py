@@ -1,5 +1,5 @@
-"""The comparison with other queues is complete. The test neither installs nor imports any of the
-other queues."""
+"""The comparison with other queues has all parts for each queue. These tests neither install nor
+import the other queues."""
 
 from __future__ import annotations
 

@@ -190,7 +190,8 @@ class _EnqueueSpan:
 
 
 def _with_headers(task: Any, carrier: dict[str, str]) -> Any:
-    """Return the task with the context in its headers; unchanged if they would be too large."""
+    """Return the task with the context in its headers; if the headers would be too large, return it
+    unchanged."""
     if not isinstance(task, Task):
         return task  # the client reports the error
     try:

@@ -1,4 +1,4 @@
-"""Moves the clock of a test's store forward, and does the work that becomes due on the way."""
+"""Moves the clock of a test's store forward, and does the work that becomes due."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ class Advance:
     # Ticks.
 
     async def _ticks(self, broker: AsyncBroker) -> list[Tick]:
-        """Return the ticks up to the end of the move, in order of time; start new schedules."""
+        """Return the ticks up to the end of the move, in chronological order, and start new
+        schedules."""
         if not self._periodics:
             return []
         until_us = self._clock.now_us() + self._by_us

@@ -204,7 +204,7 @@ class Kit(_AnyKit):
     async def advance(
         self, by: timedelta | None = None, /, *, schedules: bool = True, **units: float
     ) -> None:
-        """Move the store's clock, e.g. `advance(days=1)`, and do what becomes due on the way.
+        """Move the store's clock, e.g. `advance(days=1)`, and do the work that becomes due.
 
         Delayed tasks and retries become pending, schedules enqueue a task for each tick, and unique
         locks, leases, results and dead tasks expire. No handler runs; use `drain` for that. Only

@@ -148,7 +148,8 @@ class _TracedEnqueue:
 
 
 def _with_headers(task: Any, headers: Mapping[str, str]) -> Any:
-    """Return the task with the trace in its headers; unchanged if they would be too large."""
+    """Return the task with the trace in its headers; if the headers would be too large, return it
+    unchanged."""
     if not isinstance(task, Task):
         return task  # the client reports the error
     own = task.headers or {}
