@@ -185,7 +185,7 @@ class Scaler:
                 1, math.ceil((arriving + now.pending / goal.target_s) / per_worker - 1e-9)
             )
         else:
-            # No attempt has ended yet, so tasks may take long. Give each task its own slot.
+            # No attempt has ended yet, so tasks may take a long time. Give each task its own slot.
             desired = math.ceil(in_hand / slots) if slots else 1
         if slots:  # do not remove workers that run tasks
             desired = max(desired, math.ceil(now.active / slots))
