@@ -39,7 +39,7 @@ NEEDED: Final = (
     "qsync/py.typed", "qsync/broker/lua/fetch.lua", "qsync/broker/lua/include/clock.lua",
     "qsync/web/templates/base.html", "qsync/web/static/style.css",
 )  # fmt: skip
-"""Files of the wheel that are not Python."""
+"""Samples of the files other than Python modules that the wheel must contain."""
 
 
 OWN: Final = ("qsync/", "pytest_qsync/", "qsync_py-")

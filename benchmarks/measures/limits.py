@@ -1,4 +1,4 @@
-"""Measures the cost of limits, and how closely starts follow the rules of limits."""
+"""Measures the overhead of limits, and whether task starts keep to them."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     id            1 to 128 printable ASCII characters, no spaces; by default a random id. For an
                   hour after the enqueue (`Qsync(remember_ids=...)` changes this time), the store
                   refuses a second task with this id, even if the first has left the queue
-    retry         maximum number of attempts after the first attempt fails; `Qsync` has no option
-                  for its default
+    retry         maximum number of retries after the first attempt fails; there is no default for
+                  the whole app
     retry_delay   time before each retry: a duration, a list of durations (the last one repeats) or
                   an ExponentialBackoff; by default 1 to 2 s, 15 to 30 s, 3 to 5 min, 10 to 20 min,
                   and then 30 min to 1 h

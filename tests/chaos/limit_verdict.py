@@ -70,7 +70,9 @@ def given_twice(
                 continue
             held[limit] = [row for row in held[limit] if row[0] > run.leased_us]
             if len(held[limit]) >= slots[limit]:
-                found.append(f"{run.id} got {limit}, which {[id for _, id in held[limit]]} hold")
+                found.append(
+                    f"{run.id} was given {limit}, already held by {[id for _, id in held[limit]]}"
+                )
             held[limit].append((until_us, run.id))
     return found
 

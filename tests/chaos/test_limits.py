@@ -40,7 +40,7 @@ def test_verdict_finds_slots_granted_twice_and_excess_starts(tmp_path: Path) -> 
     limits = dict.fromkeys("abcd", ("slot",))
     assert given_twice(runs, limits, {"slot": 2}, 500_000) == []
     assert given_twice(runs, limits, {"slot": 1}, 500_000) == [
-        "b got slot, which ['a'] hold", "c got slot, which ['b'] hold",
+        "b was given slot, already held by ['a']", "c was given slot, already held by ['b']",
     ]  # fmt: skip
     times = [run.leased_us for run in runs]
     assert most_above_rate(times, 10) == pytest.approx(2.95)

@@ -66,7 +66,7 @@ def test_full_queues_share_by_weight(
     for count in (900, 9000):
         found = shares(order[:count])
         wrong = max(abs(found[queue] - weight / 9) for queue, weight in WEIGHTS.items())
-        measured(f"largest deviation of the queues' shares of the first {count} tasks", wrong)
+        measured(f"largest gap between a queue's share of {count} tasks and its weight", wrong)
         assert wrong <= 0.02, found
 
 

@@ -21,8 +21,8 @@ from tests.simulation.store import Snapshot
 from tests.simulation.work import QUEUES
 
 OUTAGE_S: Final = (1.5 * DEFAULT_PATIENCE_S, 2.0 * DEFAULT_PATIENCE_S)
-"""Range of the duration of an outage, in seconds: longer than the patience of any caller that is
-waiting when the outage begins."""
+"""Shortest and longest outage, in seconds. Each outage outlasts the patience of any caller that
+waits when it begins."""
 
 STEPS_S: Final = (-10.0, -2.0, 1.0, 5.0)
 HOUR_S: Final = 3600.0

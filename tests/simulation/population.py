@@ -45,7 +45,7 @@ NEW: Final = (*OLD, "new")
 
 
 class World(Protocol):
-    """The parts of a history that processes use."""
+    """What a simulated process can access of its history."""
 
     seed: int
     loop: SimLoop

@@ -340,8 +340,10 @@ class Cluster:
         return next(node for node in self.nodes if node.port == port)
 
     def _slot_and_shards(self, key: str) -> tuple[int, Any]:
-        """Return the reply of any node, trying the node that answered last first, since other nodes
-        may be dead or paused."""
+        """Return the slot of a key, and the cluster's shards, from the first node that replies.
+
+        The node that replied most recently is asked first, since others may be dead or paused.
+        """
         for node in sorted(self.nodes, key=lambda node: node is not self._answering):
             with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
                 slot, shards = node.ask(("CLUSTER", "KEYSLOT", key), ("CLUSTER", "SLOTS"))

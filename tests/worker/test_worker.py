@@ -505,7 +505,7 @@ def test_a_process_that_starts_while_the_store_is_away_waits_for_it(tmp_path: Pa
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: worker.out().count(" is not available: ") > 30, timeout=20)
         assert "ERROR" not in worker.out()
-        assert len(worker.started()) == 2, "the waiting process is still the same"
+        assert len(worker.started()) == 2, "the worker restarted a process that waits for the store"
         store.start()
         worker.wait_ready(2)
         worker.enqueue("note")

@@ -168,8 +168,8 @@ def _on_holder(slots: SlotMap, call: Call[Any]) -> ClusterSteps:
 def with_confirmation(calls: Sequence[Call[Any]], wait: Wait) -> Exchanges:
     """Make calls on one connection, with one durability wait for all; return one reply per call.
 
-    A second exchange, as EVAL, may reach another primary, so each exchange has its own durability
-    wait. The mark is sent as EVAL, which never fails with NOSCRIPT.
+    Calls that fail with NOSCRIPT are sent again, as EVAL, in a second exchange. That exchange may
+    reach another primary, so it has its own durability wait. The mark is always sent as EVAL.
     """
     replies: list[Any] = [None] * len(calls)
     unsent = list(range(len(calls)))

@@ -65,7 +65,8 @@ class StoredRun(NamedTuple):
 
 
 class LastRuns(NamedTuple):
-    """A schedule's last success, and its last failed or missed run; None if none is noted."""
+    """A schedule's last successful run, and its last failed or missed run. Each is None if no such
+    run is recorded."""
 
     field: str
     success: StoredRun | None

@@ -1,4 +1,4 @@
-"""Decodes messages that a view truncated; all fields except the payload remain."""
+"""Decodes messages that a view has truncated. All fields except the payload are complete."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ TOKEN: Final = "QSYNC_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable
 ALSO: Final = "QSYNC_DASHBOARD_ALSO"
 VIEW_TOKEN: Final = "QSYNC_DASHBOARD_VIEW_TOKEN"  # noqa: S105 - the name of a variable
 SHUTDOWN_S: Final = 3
-"""How long running requests may take to finish after a stop, in seconds."""
+"""Time in which requests in progress must finish after a stop, in seconds."""
 
 Network = IPv4Network | IPv6Network
 

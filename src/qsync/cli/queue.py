@@ -257,6 +257,9 @@ def _refusal(name: str, refused: Forgotten) -> str:
         case "not_empty":
             return f"queue {name} holds {plural(refused.left, 'task')}: delete them with --force"
         case "more":
-            return f"queue {name} fills faster than it is emptied; {refused.deleted:,} deleted"
+            return (
+                f"queue {name} was not deleted: tasks arrive faster than they can be deleted "
+                f"({refused.deleted:,} so far); stop enqueueing to it, and try again"
+            )
         case _:
             return f"queue {name} is already deleted"

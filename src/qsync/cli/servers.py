@@ -50,8 +50,9 @@ def list_servers(
     """List the running servers.
 
     RUNNING shows how many tasks a server is running and how many it can run, as of its last
-    heartbeat, up to half a lease (15 s) ago. With --tasks, the command reads the current leases. A
-    server may hold more leases than it runs tasks, because it leases tasks before they start.
+    heartbeat, up to half a lease (15 s) ago. With --tasks, the tasks below each server are those
+    that it leases now. They can be more than RUNNING, because a server leases tasks before they
+    start.
     """
     with_tasks = tasks or output.format is Format.JSON
     with open_store(store) as session:

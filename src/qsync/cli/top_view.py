@@ -26,7 +26,8 @@ RATE_COLUMNS: Final = ("in/s", "ok/s", "fail/s")
 """Names of the columns that show RATES, in the same order."""
 
 BUSIEST: Final = 10
-"""Number of queues whose running tasks are read: those with the most running tasks."""
+"""Number of queues whose running tasks are read. The queues with the most running tasks come
+first."""
 
 TASKS_READ: Final = 100
 """Number of running tasks read per queue."""

@@ -54,7 +54,10 @@ MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
     ),
     "hold kept": ("a task that has ended or waits for a limit holds slots of limits", "freed"),
     "hold lost": ("a task has lost its limits, so they do not count it", "counted again"),
-    "not listed": ("a limited task waits for no limit, so it never starts", "tried again"),
+    "not listed": (
+        "a limited task is in no limit's list of waiters, so it never starts",
+        "tried again",
+    ),
     "stray waiter": ("a limit has a waiter that is not a limited task", "removed"),
     "limit count": ("the stored number of tasks that hold a limit is wrong", "counted again"),
     "limit shut": ("a limit is open, but its waiters do not start", "opened"),

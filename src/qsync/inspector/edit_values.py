@@ -43,8 +43,7 @@ def payload_as_json(payload: bytes, *, is_value: bool, limit: int | None = None)
     """Return a payload as text to edit: JSON, or its bytes decoded as text.
 
     Raises InvalidTask if the payload does not survive the round trip through text, or if the text
-    has more than `limit` characters, the limit of a form. The limit also bounds the cost of the
-    check.
+    has more than `limit` characters. Forms set this limit, which also bounds the cost of the check.
     """
     # A payload of over 4 * limit bytes needs over `limit` characters of JSON. Numbers give the
     # fewest characters per byte: one of 9 bytes takes at least three, with its comma or bracket.

@@ -146,8 +146,10 @@ def priority_sentences(facts: Facts) -> list[Phrase]:
 
 
 def later_call_sentences(facts: Facts) -> list[Phrase]:
-    """Return a sentence about the effect of later calls with a waiting task's unique key, if the
-    task is replaced or delayed by such calls."""
+    """Explain how later calls with the same unique key affect a waiting task.
+
+    Return an empty list if such calls neither replace nor delay the task.
+    """
     options, message = facts.task.options, facts.task.message
     if not options.replaces or message is None:
         return []

@@ -97,7 +97,7 @@ class Server:
         self.broken: bool = False
         self._mismatch: SchemaMismatch | None = None
         self.overloaded_by_hung: bool = False
-        """True once more handlers are hung than `max_hung` allows; the server then stops."""
+        """True if the number of hung handlers has exceeded `max_hung`; the server then stops."""
         self.stop_requested: bool = False
         """True once an operator has stopped the server; a supervisor then does not replace it."""
         self.wait_for_store = False

@@ -73,7 +73,8 @@ async def key_shares_of(site: Site, queues: Sequence[QueueInfo]) -> dict[str, Ke
 
 
 async def paused_types_of(site: Site, queues: Sequence[QueueInfo]) -> list[tuple[str, PausedType]]:
-    """Return (queue, paused type) pairs of the first queues that have limited tasks."""
+    """Return each paused type, with its queue, of the first SAMPLED_QUEUES queues that have limited
+    tasks."""
     names = [info.name for info in queues if info.states[TaskState.LIMITED]][:SAMPLED_QUEUES]
     replies = await asyncio.gather(*[site.inspector.paused_types(name) for name in names])
     return [

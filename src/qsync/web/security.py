@@ -202,8 +202,8 @@ def _refuse_post(request: Request) -> Response | None:
     if not same_origin(request):
         text = _(
             "This request did not come from a page of this dashboard, so nothing was changed. "
-            "Browsers send the headers Origin and Sec-Fetch-Site, which must name this site. In "
-            "scripts, use `qsync` or an Inspector instead of the forms."
+            "The headers Origin and Sec-Fetch-Site of the browser must show that the request comes "
+            "from this site. In scripts, use `qsync` or an Inspector instead of the forms."
         )
         return _text(text, 403)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -198,7 +198,9 @@ class Run:
                 await self._refresh()
                 await asyncio.sleep(0.1)
             lines = log.read_text(errors="replace").splitlines()[-15:]
-            raise DemoError("\n".join(["qsync worker ended; the end of its log:", *lines]))
+            raise DemoError(
+                "\n".join(["qsync worker exited unexpectedly; the last lines of its log:", *lines])
+            )
 
         stop_timeout_s = 0.5
         try:

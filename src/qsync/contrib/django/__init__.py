@@ -8,7 +8,7 @@
     @app.task
     def send(invoice: int) -> None: ...
 
-`app` is the Qsync of the project, created from the settings when it is first used.
+`app` is the project's `Qsync`. It is created from the settings when it is first used.
 """
 
 from __future__ import annotations

@@ -105,9 +105,8 @@ class DjangoDatabase:
     def kept(self, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
         """Return those of the rows that are in the table after the commit.
 
-        A row may be missing although Django calls this function. If the program has caught a
-        database error, PostgreSQL rolls back at the commit, but Django still calls the on_commit
-        hooks.
+        A row may be missing even though Django has run the on_commit hooks: if the program caught a
+        database error, PostgreSQL rolls back at the commit, but Django still runs the hooks.
         """
         found = set(
             _rows(self._alias).filter(pk__in=[row.id for row in rows]).values_list("pk", flat=True)

@@ -3,7 +3,7 @@
 -- key, and V is the largest tag fetched so far. `pending` is ordered by tag. Scripts pass tags to
 -- the store as numbers, which keeps all 17 digits.
 
--- From this value on, adding 1 to a double has no effect. qsync never assigns such tags.
+-- From this value on, adding 1 to a double may have no effect. qsync never assigns such tags.
 local tag_limit = 2 ^ 53
 
 -- Return a tag read from a text or score; 0 when it is not valid.
