@@ -123,7 +123,7 @@ def test_forged_task_is_found_and_store_is_left_clean(tmp_path: Path, valkey: St
         assert process.wait(timeout=400) == 1
         nothing_runs(tmp_path)
     out = (tmp_path / "out").read_text()
-    assert "WRONG 1 tasks appeared without being enqueued" in out
+    assert "WRONG never enqueued: 1 task" in out
     assert "Something is wrong" in out
     assert not in_folder(tmp_path)
     with valkey.client() as client:

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qsync.client import AsyncHandle
+from qsync.formatting import plural
 from qsync.inspector import TaskRow
 from qsync.state import UNFINISHED, TaskState
 from qsync.task import Task
@@ -215,7 +216,7 @@ def _row(ledger: Ledger, kind: str) -> KindAccount:
     ends = Counter(ledger.end_of(kind, id) for id in ids)
     problem = _problem(ledger, kind)
     if strangers := seen - set(ids):
-        problem = f"{len(strangers)} tasks appeared without being enqueued"
+        problem = f"never enqueued: {plural(len(strangers), 'task')}"
     elif len(set(ids)) != len(ids):
         problem = "an id was accepted twice"
     elif offered != refused + len(ids):
