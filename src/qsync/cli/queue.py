@@ -84,7 +84,7 @@ def pause(
 
     For example: qsync queue pause mail --why "provider is down"
 
-    The pause survives restarts. Running tasks continue, and tasks can still be enqueued.
+    Survives restarts. Running tasks continue, and tasks can still be enqueued.
     """
     author = current_user() if by is None else by
 
@@ -145,8 +145,7 @@ def purge(
 
     For example: qsync queue purge mail --state pending --state retry
 
-    The command deletes in batches of 100. Running tasks are not affected; stop them with `qsync
-    task cancel`.
+    Deletes in batches of 100. Running tasks are not affected; use `qsync task cancel`.
     """
     with open_store(store) as session:
         if not states:

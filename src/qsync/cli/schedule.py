@@ -230,7 +230,7 @@ def pause(
 ) -> None:
     """Skip the runs of a schedule until it is resumed.
 
-    The pause survives restarts.
+    Survives restarts.
     """
     author = current_user() if by is None else by
     with open_store(store) as session:

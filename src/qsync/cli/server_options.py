@@ -132,7 +132,7 @@ Prefetch = Annotated[int | None, option(
 
 Lease = Annotated[float | None, option(
     metavar="SECONDS", help="Lease in seconds: tasks of a lost machine restart elsewhere after "
-    "this time.  [default: 30]",
+    "this.  [default: 30]",
 )]  # fmt: skip
 
 ShutdownTimeout = Annotated[float | None, option(

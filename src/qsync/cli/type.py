@@ -243,7 +243,7 @@ def pause(
 
     For example: qsync type pause send_mail --queue mail --reason "provider is down"
 
-    The pause survives restarts. Running tasks continue. Tasks can still be enqueued; they wait in
+    Survives restarts. Running tasks continue. Tasks can still be enqueued; they wait in
     the state `limited`.
     """
     author = current_user() if by is None else by
