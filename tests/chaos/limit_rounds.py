@@ -222,7 +222,7 @@ class Rounds:
             self._outcome.wrong.append(str(error))
         for limit, text in limits.items():
             if limit.startswith(b"slot:") and int(text.split()[0]) > SLOTS:
-                self._outcome.wrong.append(f"{limit.decode()}: {text.decode()}")
+                self._outcome.wrong.append(f"{limit.decode()}: {_counts_in(text)}")
 
     def _is_empty(self) -> bool:
         with self._store.client() as client:
@@ -235,8 +235,8 @@ class Rounds:
         with self._store.client() as client:
             kept = client.hgetall(self._keys.key("limits"))
         outcome.wrong += [
-            f"{limit.decode()}: the store still has the counts {text.decode()} after all tasks "
-            f"have ended"
+            f"{limit.decode()}: the store still has the counts {_counts_in(text)} after all "
+            f"tasks have ended"
             for limit, text in kept.items()
             if text.split()[:2] != [b"0", b"0"]
         ]
@@ -251,6 +251,11 @@ class Rounds:
         outcome.tasks, outcome.runs = len(self._limits), len(runs)
         outcome.used = used(times, RATE, BURST)
         return outcome
+
+
+def _counts_in(state: bytes) -> str:
+    """Return the counts in the state of a limit, without its first waiters, which are binary."""
+    return state.partition(b"\0")[0].decode()
 
 
 @contextlib.contextmanager
