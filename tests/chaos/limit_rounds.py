@@ -44,7 +44,7 @@ from tests.chaos.limit_verdict import (
     used,
 )
 from tests.chaos.progress import Progress
-from tests.support.invariants import check_limits
+from tests.support.invariants import check_limits, numbers
 from tests.support.server import left_over
 from tests.support.stores import Store, wait_until
 
@@ -221,8 +221,8 @@ class Rounds:
         except AssertionError as error:
             self._outcome.wrong.append(str(error))
         for limit, text in limits.items():
-            if limit.startswith(b"slot:") and int(text.split()[0]) > SLOTS:
-                self._outcome.wrong.append(f"{limit.decode()}: {_counts_in(text)}")
+            if limit.startswith(b"slot:") and int(numbers(text)[0]) > SLOTS:
+                self._outcome.wrong.append(f"{limit.decode()}: {numbers(text)}")
 
     def _is_empty(self) -> bool:
         with self._store.client() as client:
@@ -235,10 +235,10 @@ class Rounds:
         with self._store.client() as client:
             kept = client.hgetall(self._keys.key("limits"))
         outcome.wrong += [
-            f"{limit.decode()}: the store still has the counts {_counts_in(text)} after all "
+            f"{limit.decode()}: the store still has the counts {numbers(text)} after all "
             f"tasks have ended"
             for limit, text in kept.items()
-            if text.split()[:2] != [b"0", b"0"]
+            if numbers(text)[:2] != [b"0", b"0"]
         ]
         slots = {f"slot:{name}": SLOTS for name in "abcd"}
         outcome.wrong += given_twice(runs, self._limits, slots, round(self._lease_s * 1e6))
@@ -251,11 +251,6 @@ class Rounds:
         outcome.tasks, outcome.runs = len(self._limits), len(runs)
         outcome.used = used(times, RATE, BURST)
         return outcome
-
-
-def _counts_in(state: bytes) -> str:
-    """Return the counts in the state of a limit, without its first waiters, which are binary."""
-    return state.partition(b"\0")[0].decode()
 
 
 @contextlib.contextmanager

@@ -167,8 +167,8 @@ def test_autoscaler_uses_existing_endpoints() -> None:
 
 
 def test_image_installs_requirements_before_it_copies_the_code() -> None:
-    """In the other order, each change to the code would cause the dependencies to be installed
-    again."""
+    """If the image copied the code first, each change to the code would reinstall the
+    dependencies."""
     steps = (DEPLOY / "docker" / "Dockerfile").read_text().splitlines()
     [requirements] = [at for at, step in enumerate(steps) if step.startswith("COPY requirements")]
     [install] = [at for at, step in enumerate(steps) if "-r requirements.txt" in step]

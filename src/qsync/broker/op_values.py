@@ -8,16 +8,14 @@ from typing import Final, Literal, NamedTuple, Protocol
 import msgspec
 
 MAX_TASKS_PER_CALL: Final = 500
+"""Maximum number of tasks that a script accepts. A fetch may have as many, because a larger fetch
+costs less per task: its upkeep costs the same for any number of tasks."""
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
 BATCH_SIZE: Final = 250
 """Maximum number of tasks per batch. A larger batch costs the same per task, but blocks the store
 for longer."""
-
-FETCH_SIZE: Final = 500
-"""Maximum number of tasks per fetch. A fetch has fixed costs, such as upkeep, so that a larger one
-costs less per task."""
 
 MAINTENANCE_BATCH: Final = 100
 """Maximum number of tasks per call that deletes or reruns tasks; it is small, so that urgent calls

@@ -318,12 +318,11 @@ def first_steps() -> FirstSteps:
 def _take_first_steps() -> FirstSteps:
     handler = yield
     while True:
-        value = yield from handler
-        if value is None:  # by far the most frequent case
-            handler = yield _RETURNED_NONE
-        else:
-            answer, value = [Returned(value)], None
-            handler = yield answer.pop()  # this frame keeps no reference to the value
+        handler = yield _returned((yield from handler))
+
+
+def _returned(value: Any) -> Returned:
+    return _RETURNED_NONE if value is None else Returned(value)
 
 
 async def _ended(value: Any) -> Any:

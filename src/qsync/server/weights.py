@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
-from qsync.broker.op_values import FETCH_SIZE
+from qsync.broker.op_values import MAX_TASKS_PER_CALL
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class Shares:
         fetch short."""
 
     def split(self, slots: int, queues: Sequence[str]) -> dict[str, int]:
-        """Return the number of slots for each of these queues, at most FETCH_SIZE.
+        """Return the number of slots for each of these queues, at most MAX_TASKS_PER_CALL.
 
         If a queue does not use its slots, the caller leaves it out of the next round, which shares
         them among the other queues.
@@ -39,16 +39,18 @@ class Shares:
             return self._split_strictly(slots, queues)
         total = sum(self._weights[name] for name in queues)
         heaviest = max(self._weights[name] for name in queues)
-        # No queue may get more than FETCH_SIZE slots; reducing only one queue would distort the
-        # shares.
-        slots = min(slots, max(1, FETCH_SIZE * total // heaviest))
+        # No queue may get more than MAX_TASKS_PER_CALL slots; reducing only one queue would distort
+        # the shares.
+        slots = min(slots, max(1, MAX_TASKS_PER_CALL * total // heaviest))
         earned = {name: slots * self._weights[name] / total for name in queues}
         if self._truncated:
             self._keep_ratio(earned)
             slots = min(slots, math.ceil(sum(earned.values())))
         for name in queues:
             self._credit[name] += earned[name]
-        slots_of = {name: min(max(int(self._credit[name]), 0), FETCH_SIZE) for name in queues}
+        slots_of = {
+            name: min(max(int(self._credit[name]), 0), MAX_TASKS_PER_CALL) for name in queues
+        }
         if (asked := sum(slots_of.values())) > slots:
             slots_of = {name: slots * some // asked for name, some in slots_of.items()}
         free = slots - sum(slots_of.values())
@@ -99,7 +101,7 @@ class Shares:
 
     def _split_strictly(self, slots: int, queues: Sequence[str]) -> dict[str, int]:
         first = max(queues, key=lambda name: self._weights[name])
-        return {name: min(slots, FETCH_SIZE) if name == first else 0 for name in queues}
+        return {name: min(slots, MAX_TASKS_PER_CALL) if name == first else 0 for name in queues}
 
 
 def interleave(runs: Sequence[tuple[Sequence[T], int]]) -> Sequence[T]:
