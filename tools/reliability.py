@@ -43,7 +43,10 @@ def marked(folder: Path = TESTS) -> list[Shown]:
     """Return all tests that have one of the marks, in the order of files and lines."""
     found: list[Shown] = []
     for path in sorted(folder.rglob("test_*.py")):
-        tree = ast.parse(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        if not any(name in text for name in MARKS):
+            continue
+        tree = ast.parse(text)
         of_module = list(_marks(_pytestmark(tree)))
         for node in tree.body:
             function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)

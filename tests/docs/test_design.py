@@ -244,14 +244,16 @@ def _scripts_of(functions: dict[str, ast.FunctionDef], name: str, seen: set[str]
 
 def callers(of: list[str]) -> set[str]:
     """Return the files that name one of these operations, except the test kit."""
-    pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(name)}\b" for name in of))
-    return {name for name, text in sources().items() if pattern.search(text)}
+    return {name for name, used in names_in_sources().items() if not used.isdisjoint(of)}
 
 
 @cache
-def sources() -> dict[str, str]:
+def names_in_sources() -> dict[str, set[str]]:
+    """Return the names of the form `module.function` in each file."""
     return {
-        path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8")
+        path.relative_to(PACKAGE).as_posix(): set(
+            re.findall(r"(?<![\w.])\w+\.\w+", path.read_text("utf-8"))
+        )
         for path in PACKAGE.rglob("*.py")
         if path.parent.name != "testing"
     }

@@ -142,7 +142,9 @@ def test_schedules_of_a_client_in_another_language_tick(
     with kit.app.client() as client:
         before = client.schedules.get("foreign")
         assert before is not None
-        kit.advance(days=1)  # each schedule ticks within a day
+        kit.advance(minutes=1)
+        if not kit.enqueued(before.type):
+            kit.advance(days=1)  # each schedule ticks within a day
         ticks = kit.enqueued(before.type)
         assert ticks
         assert all(tick.id.startswith("foreign@") for tick in ticks)

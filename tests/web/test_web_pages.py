@@ -360,13 +360,8 @@ def test_only_the_web_part_knows_starlette_and_it_reaches_the_store_through_the_
 
 
 def imports(path: Path) -> list[str]:
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found += [name.name for name in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found.append(node.module or "")
-    return found
+    """Return the modules that a file imports, and words after `from` or `import` in its texts."""
+    return re.findall(r"^\s*(?:from|import)\s+([\w.]+)", path.read_text("utf-8"), re.MULTILINE)
 
 
 def test_no_page_replaces_a_value_that_all_pages_have() -> None:
