@@ -29,8 +29,8 @@ from typing import Any, Final
 _RETRY: Final = "retry"
 """Text of a Retry that has neither a message nor a cause."""
 
-LONGEST_SNOOZE_S: Final = 10 * 365 * 86_400.0
-"""Longest delay of a Snooze, in seconds: ten years."""
+LONGEST_DELAY_S: Final = 10 * 365 * 86_400.0
+"""Longest delay of a Retry or Snooze, in seconds: ten years."""
 
 
 class QsyncError(Exception):
@@ -144,14 +144,17 @@ class LeaseLost(QsyncError):
 class Retry(QsyncError):
     """Raise it in a handler to have the task retried; the run counts as an attempt.
 
-    `delay` is in seconds or a timedelta; None means the task's own `retry_delay`. Without a
-    message, the text is the class and message of the cause (`raise Retry(delay=2) from error`) or
-    of the exception being handled.
+    `delay` is in seconds or a timedelta, from 0 to ten years; None means the task's own
+    `retry_delay`. Another value raises ConfigError. Without a message, the text is the class and
+    message of the cause (`raise Retry(delay=2) from error`) or of the exception being handled.
     """
 
     def __init__(self, message: str = _RETRY, *, delay: float | timedelta | None = None) -> None:
         super().__init__(message)
-        self.delay = delay
+        if isinstance(message, int | float | timedelta):
+            shown = _shown(message)
+            raise ConfigError(f"Retry: message: {shown} is not a string; for a delay, use delay=")
+        self.delay = None if delay is None else _checked_delay("Retry: delay", delay)
 
     def __str__(self) -> str:
         text = super().__str__()
@@ -213,8 +216,8 @@ def _checked_delay(field: str, delay: float | timedelta) -> float | timedelta:
         raise ConfigError(
             f"{field}: {_shown(delay)} is neither a number of seconds nor a timedelta"
         )
-    if not 0 <= seconds <= LONGEST_SNOOZE_S:  # False for NaN
-        msg = f"{field}: {_shown(delay)} is not between 0 and {LONGEST_SNOOZE_S:.0f} seconds"
+    if not 0 <= seconds <= LONGEST_DELAY_S:  # False for NaN
+        msg = f"{field}: {_shown(delay)} is not between 0 and {LONGEST_DELAY_S:.0f} seconds"
         raise ConfigError(msg)
     return delay
 

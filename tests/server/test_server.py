@@ -209,10 +209,9 @@ async def test_skip_retry_is_final_and_retry_uses_its_delay(store: Store, prefix
 
 @pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), "soon", timedelta(days=-1)])
 @pytest.mark.parametrize("place", ["loop", "thread", "process"])
-async def test_retry_with_invalid_delay_uses_default_delay(
+async def test_retry_with_invalid_delay_fails_the_attempt_with_an_error_that_names_it(
     store: Store, prefix: str, place: str, delay: Any
 ) -> None:
-    """The handler has ended, so its task must not stay active."""
 
     mux = Mux()
 
@@ -232,6 +231,7 @@ async def test_retry_with_invalid_delay_uses_default_delay(
         info = await handle.info()
         assert info.due_at is not None
         assert timedelta(0) < info.due_at - datetime.now(UTC) < timedelta(seconds=100)
+        assert "ConfigError: Retry: delay: " in (info.last_error or "")
 
 
 @pytest.mark.faults(14, 15)

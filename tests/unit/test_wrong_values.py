@@ -22,6 +22,7 @@ from qsync import (
     Qsync,
     QsyncError,
     RateLimited,
+    Retry,
     Snooze,
     Task,
     TaskInfo,
@@ -91,6 +92,7 @@ CASES: Final[dict[str, tuple[Make, tuple[str, ...]]]] = {
     "ExponentialBackoff": (
         lambda options: ExponentialBackoff(**options), tuple(named(ExponentialBackoff))
     ),
+    "Retry": (lambda options: Retry(**options), ("message", "delay")),
     "Snooze": (lambda options: Snooze(**options), ("delay",)),
     "RateLimited": (
         lambda options: RateLimited(**{"retry_after": 1, **options}), ("retry_after", "limit")
