@@ -402,7 +402,8 @@ class Registry:
         for option in ("id", "deadline", "process_at"):
             if task.defaults.get(option) is not None:
                 msg = f"periodic {periodic.name!r}: {option} would be the same for every tick"
-                raise ConfigError(msg)
+                late = "; ticks that are over 30 s late are left out unless you set missed="
+                raise ConfigError(msg + (late if option == "deadline" else ""))
         if periodic.name in self._periodics:
             raise ConfigError(
                 f"periodic {periodic.name!r}: the name is taken; choose another name="

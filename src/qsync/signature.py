@@ -184,7 +184,8 @@ class Signature:
             return f"{name!r} is an option, not a parameter; use {use}"
         hint = did_you_mean(name, self._by_name)
         if not hint and (hint := option_hint(name, _OPTIONS)):
-            hint += f" Pass it with {self._function_name}.options(...)"
+            passed = f" Pass it with {self._function_name}.options(...)"
+            hint += passed if "did you mean" in hint else ""
         parameters = ", ".join(self._by_name) or "none"
         return f"{error}; it has no parameter {name!r}, only {parameters}{hint}"
 

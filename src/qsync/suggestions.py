@@ -41,15 +41,27 @@ EQUIVALENTS: Final = {
 """Task options of other libraries, without leading underscores, and their names in qsync."""
 
 
+_AFTERWARDS: Final = "enqueue the next task at the end of the handler"
+
 NOTES: Final = {
+    "acks_late": "leave it out: a task stays in the store until its handler has ended",
+    "at_front": "did you mean 'priority'? Tasks with priority=9 start first",
+    "base": "for code that runs around the handler, use middleware=",
     "bind": (
         "there is no 'bind': give the function a first parameter that is annotated as TaskInfo, "
         "def send(task: TaskInfo, ...)"
     ),
+    "depends_on": f"there is no 'depends_on': {_AFTERWARDS}",
     "ignore_result": "leave it out: a result is kept only if the task has a retention",
     "expires": "did you mean 'deadline'? It is a time: datetime.now(UTC) + timedelta(seconds=...)",
+    "link": f"there is no 'link': {_AFTERWARDS}",
+    "link_error": "there is no 'link_error': use app.on(\"dead\"), which is called for dead tasks",
     "max_age": "did you mean 'deadline'? It is a time: datetime.now(UTC) + timedelta(...)",
     "max_tries": "did you mean 'retry'? It does not count the first attempt, so pass 4 for 5 tries",
+    "meta": "did you mean 'headers'? They are strings, and the handler cannot change them",
+    "on_failure": "there is no 'on_failure': use app.on(\"dead\"), which is called for dead tasks",
+    "on_success": f"there is no 'on_success': {_AFTERWARDS}",
+    "serializer": "leave it out: arguments and results are stored as msgpack",
 }
 """Hints for options of other libraries where qsync's name for the option would not be enough."""
 

@@ -567,6 +567,9 @@ def test_error_about_an_option_of_another_library_names_the_equivalent() -> None
     for option, value, hint in (
         ("bind", True, r"no option 'bind'; .* annotated as TaskInfo, def send\(task: TaskInfo"),
         ("ignore_result", True, "no option 'ignore_result'; leave it out: a result is kept only"),
+        ("acks_late", True, "no option 'acks_late'; leave it out: a task stays in the store until"),
+        ("link", 1, "no option 'link'; there is no 'link': enqueue the next task at the end of"),
+        ("on_failure", 1, r"no option 'on_failure'; .* app.on\(.dead.\), which is called for"),
         ("expires", 60, r"did you mean 'deadline'\? It is a time: datetime.now\(UTC\) \+"),
         ("max_tries", 5, "did you mean 'retry'\\? It does not count the first attempt"),
         ("deadline", 60, r"not a datetime; .*now\(UTC\) \+ timedelta\(seconds=60\)$"),
@@ -577,6 +580,8 @@ def test_error_about_an_option_of_another_library_names_the_equivalent() -> None
     for option, hint in {
         "_defer_by": r"did you mean the option 'delay'\? Pass it with task.options\(\.\.\.\)",
         "_expires": r"did you mean 'deadline'\? It is a time",
+        "at_front": r"did you mean 'priority'\? .* Pass it with task.options\(\.\.\.\)$",
+        "link": r"there is no 'link': enqueue the next task at the end of the handler$",
     }.items():
         with pytest.raises(InvalidTask, match=hint):
             task.build(**{option: 60})
@@ -1040,7 +1045,10 @@ def needs_none(task: TaskInfo, b: int = 1, *c: int, **d: int) -> None: ...
         ({"every": 5, "missed": "some"}, "missed='some'"),
         ({"every": 5, "name": "a b"}, "name='a b'"),
         ({"every": 5, "id": "x"}, "id would be the same for every tick"),
-        ({"every": 5, "deadline": datetime(2100, 1, 1, tzinfo=UTC)}, "deadline would be"),
+        (
+            {"every": 5, "deadline": datetime(2100, 1, 1, tzinfo=UTC)},
+            "deadline would be the same for every tick; ticks that are over 30 s late are left out",
+        ),
         ({"every": 5, "process_at": datetime(2100, 1, 1, tzinfo=UTC)}, "process_at would be"),
         ({"every": 5, "retires": 1}, "The options are name, cron, every, tz, "),
         ({"every": 5, "executor": "thread"}, "executor: 'thread'"),
