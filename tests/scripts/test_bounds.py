@@ -14,6 +14,7 @@ from qsync.broker.op_values import LeaseRef
 from qsync.errors import QueueFull
 from qsync.inspector.base import enqueue_once
 from qsync.limit import LimitRule
+from qsync.message import decode_message
 from qsync.state import TaskState
 from tests.scripts.model.mistakes import (
     bulk_call_passes_a_bound,
@@ -135,25 +136,45 @@ def test_drop_oldest_makes_room_and_leaves_active_tasks(rig: Rig) -> None:
     assert rig.ids("pending") == ["1", "2", "3"]
 
 
-def test_holder_dropped_by_its_own_call_is_reported_as_replaced(rig: Rig) -> None:
-    """Two callers share a round trip. To make room for the new task of one caller, the call drops
-    the task that the other caller has just replaced."""
-    doc: dict[str, Any] = {"unique_key": "doc", "on_duplicate": "replace"}
+@pytest.mark.parametrize(
+    ("options", "outcome"),
+    [
+        ({"on_duplicate": "replace"}, "replaced"),
+        ({"on_duplicate": "skip"}, "duplicate"),
+        ({"unique": True}, "duplicate"),
+    ],
+)
+@pytest.mark.parametrize("first", ["the new task", "the duplicate"])
+def test_call_does_not_drop_the_task_that_its_reply_names(
+    rig: Rig, options: dict[str, Any], outcome: str, first: str
+) -> None:
+    """Two callers share a round trip. One sends a new task; the other sends a task whose lock is
+    held by the oldest waiting task."""
+    doc = {"unique_key": "doc", **options}
     bound(rig, max_tasks=2, when_full="drop_oldest")
-    rig.enqueue("doc", **doc)
+    rig.enqueue("doc", payload=b"old", **doc)
     rig.enqueue("a")
-    call = ops.enqueue(
-        rig.keys, [*rig.tasks("again", **doc), *rig.tasks("b")], sender="me", number=1,
-        now_us=rig.now,
-    )  # fmt: skip
+    tasks = [*rig.tasks("b"), *rig.tasks("again", payload=b"new", **doc)]
+    expected = [("created", "b"), (outcome, "doc")]
+    order = 1 if first == "the new task" else -1
+    call = ops.enqueue(rig.keys, tasks[::order], sender="me", number=1, now_us=rig.now)
     for _ in range(2):
-        assert [(one.outcome, one.id) for one in rig.run(call)] == [
-            ("replaced", "doc"),
-            ("created", "b"),
-        ]
-    assert rig.ids("pending") == ["a", "b"]
+        assert [(one.outcome, one.id) for one in rig.run(call)] == expected[::order]
+    assert rig.ids("pending") == ["doc", "b"]
     assert rig.counters()["dropped"] == 1
-    assert rig.enqueue("later", **doc) == [("created", "later")]
+    stored = decode_message(rig.dump()["tasks"][b"doc"]).payload
+    assert stored == (b"new" if outcome == "replaced" else b"old")
+
+
+def test_call_is_refused_if_only_tasks_that_its_reply_names_could_be_dropped(rig: Rig) -> None:
+    doc: dict[str, Any] = {"unique_key": "doc", "on_duplicate": "replace"}
+    bound(rig, max_tasks=1, when_full="drop_oldest")
+    rig.enqueue("doc", **doc)
+    before = rig.dump()
+    with pytest.raises(QueueFull) as refused:
+        rig.send([*rig.tasks("again", **doc), *rig.tasks("b")])
+    assert refused.value.room == 1
+    assert rig.dump() == before
 
 
 def test_repeated_call_of_an_operator_does_not_store_a_dropped_task_again(rig: Rig) -> None:

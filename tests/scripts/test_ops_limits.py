@@ -97,6 +97,32 @@ def test_rate_lets_a_burst_start_and_then_one_at_a_time(rig: Rig) -> None:
     assert rig.fetch().ids == ["b"]
 
 
+def test_server_is_woken_for_a_limit_that_opens_before_all_others(rig: Rig) -> None:
+    wake = rig.keys.key("wake")
+
+    def woken() -> bool:
+        return rig.client.delete(wake) == 1
+
+    rule = LimitRule(concurrency=1, rate=1, per_us=S, burst=1)
+    rig.run(limit_ops.put_limit_rules(rig.keys, {"both": rule}, now_us=rig.now))
+    send(rig, ("both",), "a", "b")
+    [a] = rig.lease()
+    assert rig.fetch().next_due_us == POLICY.lease_us, "the limit opens when its task ends"
+    assert not woken()
+    rig.now += S // 4
+    rig.complete(a)
+    assert rig.state("b") == "limited"
+    assert woken()
+    assert rig.fetch().next_due_us == S - S // 4
+    rig.enqueue("other", limits=["r"])
+    rig.lease()
+    woken()
+    rig.enqueue("later", limits=["r"])
+    assert not woken(), "a server waits for an earlier time already"
+    rig.now += S - S // 4
+    assert rig.fetch().ids == ["b"]
+
+
 def test_start_returned_late_does_not_exceed_the_burst(rig: Rig) -> None:
     """When the start is given back, the rate has already regained it and other tasks have used
     it."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from qsync.broker import ops
+from qsync.broker import limit_ops, ops, type_ops
 from qsync.broker.op_values import Completion, LeaseRef
+from qsync.limit import LimitRule
 from qsync.message import decode_message
 from qsync.new_task import new_nonce, new_task
 from qsync.task import Task
@@ -86,6 +87,28 @@ def test_pending_holder_with_a_later_due_time_is_scheduled(rig: Rig) -> None:
     assert rig.state("a") == "scheduled"
     replace(rig, "c", "newest")
     assert (rig.state("a"), payload(rig, "a")) == ("pending", "newest")
+
+
+def test_limited_holder_that_becomes_pending_wakes_a_server(rig: Rig) -> None:
+    rig.run(limit_ops.put_limit_rules(rig.keys, {"api": LimitRule(concurrency=1)}))
+    rig.enqueue("other", limits=["api"])
+    rig.lease()
+    replace(rig, "a", "old", limits=["api"])
+    wake = rig.keys.key("wake")
+    rig.client.delete(wake)
+    replace(rig, "b", "newer", limits=["api"])
+    assert (rig.state("a"), rig.client.llen(wake)) == ("limited", 0)
+    replace(rig, "c", "newest")
+    assert (rig.state("a"), rig.client.llen(wake)) == ("pending", 1)
+
+
+def test_holder_of_a_paused_type_that_gets_another_type_wakes_a_server(rig: Rig) -> None:
+    rig.run(type_ops.pause_type(rig.keys, "type", b"", now_us=rig.now))
+    replace(rig, "a", "old")
+    assert rig.state("a") == "limited"
+    rig.client.delete(rig.keys.key("wake"))
+    replace(rig, "b", "new", type="other")
+    assert (rig.state("a"), rig.client.llen(rig.keys.key("wake"))) == ("pending", 1)
 
 
 @pytest.mark.parametrize(

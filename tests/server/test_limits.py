@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -112,6 +113,33 @@ async def test_starts_keep_to_the_rate(app: Qsync) -> None:
     assert starts[-1] - starts[0] >= 12 * 0.05 - 0.03
     for first, later in zip(starts, starts[5:], strict=False):  # two together, then one every 50 ms
         assert later - first >= 4 * 0.05 - 0.03
+
+
+@pytest.mark.parametrize("limits", [["both"], ["one", "api"], ["api", "one"]])
+@pytest.mark.parametrize("servers", [1, 2])
+async def test_rate_is_used_in_full_by_tasks_that_also_need_a_slot(
+    valkey: Store, prefix: str, limits: list[str], servers: int
+) -> None:
+    """The slot becomes free before the rate allows the next start, when the server is idle."""
+    app, runs = Qsync(valkey.url, prefix=prefix, sweep=60), Runs()
+    app.limit("both", rate=20, per=1, burst=2, concurrency=1)
+    app.limit("api", rate=20, per=1, burst=2)
+    app.limit("one", concurrency=1)
+
+    @app.task(name="call", limits=limits)
+    async def call() -> None:
+        await runs.run("call", 0.001)
+
+    async with app, contextlib.AsyncExitStack() as stack:
+        for _ in range(servers):
+            await stack.enter_async_context(app.server())
+        async with app.async_client() as client:
+            await client.enqueue_many([call.build() for _ in range(12)])
+            await until(lambda: runs.done == 12)
+            await asyncio.gather(*[client.enqueue(call.build()) for _ in range(4)])
+            await until(lambda: runs.done == 16)
+    assert runs.most["call"] == 1
+    assert runs.starts[-1] - runs.starts[0] < 3
 
 
 @pytest.mark.parametrize("named", [None, "api", "api:1"])

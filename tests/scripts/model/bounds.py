@@ -4,7 +4,7 @@ them."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -53,8 +53,13 @@ class QueueBounds:
         tasks, size, way = (*(self.operator or self.program or "  ").split(" "), "", "")[:3]
         return float(tasks or math.inf), float(size or math.inf), way
 
-    def make_room(self, queue: Sequence[Waiting], sizes: Sequence[int]) -> list[str] | Refusal:
-        """Return the tasks to drop so that new tasks of these sizes fit, or why they do not fit."""
+    def make_room(
+        self, queue: Sequence[Waiting], sizes: Sequence[int], kept: Collection[str]
+    ) -> list[str] | Refusal:
+        """Return the tasks to drop so that new tasks of these sizes fit, or why they do not fit.
+
+        The tasks in `kept` are not dropped.
+        """
         most_tasks, most_bytes, way = self.in_force
         waiting = [task for task in queue if task.state in WAITING]
         there = sum(task.size for task in queue) if most_bytes < math.inf else 0
@@ -75,6 +80,8 @@ class QueueBounds:
         for task in sorted(waiting, key=lambda task: task.rank):
             if over_tasks <= 0 and over_bytes <= 0:
                 break
+            if task.id in kept:
+                continue
             over_tasks, over_bytes = over_tasks - 1, over_bytes - task.size
             dropped.append(task.id)
         if over_tasks > 0 or over_bytes > 0:

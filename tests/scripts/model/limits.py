@@ -191,9 +191,10 @@ class Limits:
                 firsts += [(limit, first) for first in found]
         return firsts
 
-    def save(self, now: int) -> None:
+    def save(self, now: int) -> bool:
         """At the end of a call, store the uses, and the opening time of each limit that has
-        waiters."""
+        waiters. Return whether a limit opens before all others."""
+        before, added = dict(self.openings), {}
         for limit in list(self._touched):
             use = self.capped(now, limit)
             waits = self.first_waiter(limit) is not None
@@ -203,11 +204,14 @@ class Limits:
             else:
                 self.stored.pop(limit, None)
             if waits and not self.is_full(limit):
-                self.openings[limit] = math.ceil(self.opens_at(now, limit))
+                added[limit] = math.ceil(self.opens_at(now, limit))
             else:
                 self.openings.pop(limit, None)
+        sooner = min(added.values(), default=math.inf) < min(before.values(), default=math.inf)
+        self.openings |= added
         self._live, self._touched, self._late, self.type_moves = {}, {}, {}, TYPE_MOVES_MOST
         self._capped = {}
+        return sooner
 
     @property
     def is_touched(self) -> bool:

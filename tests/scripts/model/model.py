@@ -81,9 +81,8 @@ class Model(Schedules):
         """Enqueue tasks. Return the answers, and the positions (from 1) of the tasks that replace
         others."""
         answers, new = self._answers(now, tasks, recent)
-        before = set(self.tasks)
-        self.make_room(now, tasks, new)
-        dropped = before - set(self.tasks)
+        kept = {answer.id for answer in answers if answer.outcome != "created"}
+        self.make_room(now, tasks, new, kept)
         replacing = [place for place, one in enumerate(answers, 1) if one.outcome == "replaced"]
         self.flow |= bool(new or replacing) and any(sent.flow is not None for sent in tasks)
         due: dict[str, int] = {}
@@ -102,7 +101,7 @@ class Model(Schedules):
                 self.awake = self.awake or task.state == "pending"
         self.to_later(now, "scheduled", due)
         last = {answers[place - 1].id: place for place in replacing}
-        outcomes: dict[str, Any] = dict.fromkeys(dropped, "replaced")
+        outcomes: dict[str, Any] = {}
         for place in replacing:
             holder = answers[place - 1].id
             if holder not in outcomes:
@@ -200,7 +199,7 @@ class Model(Schedules):
         if taken or refused or again:
             self.fetches[server] = (number, now, taken)
         self._sweep(now, policy, LIMIT + len(taken), busy=bool(taken))
-        opened = self.settle(now)
+        opened, _ = self.finish(now)
         self.tags = {key: tag for key, tag in self.tags.items() if tag > self.passed(tag)}
         if not self.those("pending"):
             self.tags, self.awake = self.tags if self.those("limited") else {}, False

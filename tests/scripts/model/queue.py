@@ -295,19 +295,28 @@ class Queue:
         return opened
 
     def settle(self, now: int) -> bool:
-        """Finish a call: move waiters and store the limits. Return whether tasks became pending."""
-        opened = self.limits.is_touched and self.open_waiters(now)
-        self.limits.save(now)
-        return opened
+        """Finish a call: move waiters and store the limits. Return whether a server is woken,
+        because tasks became pending or a limit opens before all others."""
+        opened, sooner = self.finish(now)
+        return opened or sooner
 
-    def make_room(self, now: int, tasks: Sequence[NewTask], new: Sequence[NewTask]) -> None:
-        """Drop waiting tasks until the new tasks of a call fit, or raise QueueFull."""
+    def finish(self, now: int) -> tuple[bool, bool]:
+        """Move waiters and store the limits. Return whether tasks became pending, and whether a
+        limit opens before all others."""
+        opened = self.limits.is_touched and self.open_waiters(now)
+        return opened, self.limits.save(now)
+
+    def make_room(
+        self, now: int, tasks: Sequence[NewTask], new: Sequence[NewTask], kept: Collection[str]
+    ) -> None:
+        """Drop waiting tasks, except `kept`, until the new tasks of a call fit, or raise
+        QueueFull."""
         waiting = [
             Waiting(id, task.state, task.priority, task.score, len(task.message))
             for id, task in self.tasks.items()
         ]
         sizes = [len(Known(sent, 0).message) for sent in new]
-        dropped = self.bounds.make_room(waiting, sizes)
+        dropped = self.bounds.make_room(waiting, sizes, kept)
         if isinstance(dropped, Refusal):
             room = list(tasks).index(new[dropped.fitting])
             bound, limit, count = dropped.bound, dropped.limit, dropped.count
@@ -348,7 +357,9 @@ class Queue:
         if due > now:
             self.to_later(now, "scheduled", {holder: due})
         elif keeps_place and (had_limits or task.limits):
+            was_limited = task.state == "limited"
             self.admit(now, holder, task.score)
+            self.awake |= was_limited and task.state == "pending"
         elif not keeps_place:
             self.to_pending(now, holder)
             self.awake = True

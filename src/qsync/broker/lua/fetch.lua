@@ -170,8 +170,10 @@ if #lapsed > 0 then
 end
 
 -- flow:
-local opened, more_due = open_due_limits(limit)
-more, moved = more or more_due, moved or opened
+do -- a script has at most 200 local variables, of which this block's do not count outside of it
+  local opened, more_due = open_due_limits(limit)
+  more, moved = more or more_due, moved or opened
+end
 
 -- end flow
 -- 3 lease
@@ -231,7 +233,7 @@ end
 
 -- 5 wake
 -- flow:
-if settle_limits() then
+if select(2, settle_limits()) then
   left, for_whom = true, for_whom == 2 and 3 or for_whom
 end
 -- end flow

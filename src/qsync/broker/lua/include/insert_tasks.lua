@@ -180,7 +180,7 @@ local function insert_tasks(now, head, tasks, virtual, recent)
   end
   check_rights(KEYS.tasks, { 'HSET' })
   -- flow:
-  make_room(now, tasks, bodies, created)
+  make_room(now, tasks, bodies, created, replacing, others)
   -- end flow
   -- The other keys are known to be hashes, so no later write can fail once this one has succeeded.
   -- flow:

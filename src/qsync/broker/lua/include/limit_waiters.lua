@@ -343,8 +343,20 @@ local function state_text(state)
   return text .. (state.more and ' +\0' or '\0') .. string.sub(state.items, state.from)
 end
 
+-- Store openings, which alternate times and limits. Returns whether one of them is before all
+-- stored openings.
+function moves.add_openings(openings)
+  local before = tonumber(redis.call('ZRANGE', KEYS.openings, 0, 0, 'WITHSCORES')[2] or '')
+  local first = math.huge
+  for i = 1, #openings, 2 do
+    first = math.min(first, tonumber(openings[i]))
+  end
+  redis.call('ZADD', KEYS.openings, unpack(openings))
+  return first < (before or math.huge)
+end
+
 -- Write the states of touched limits. For each limit with waiters, also write the time at which it
--- opens, unless it opens when a task releases it.
+-- opens, unless it opens when a task releases it. Returns whether a limit opens before all others.
 local function save_limits()
   local stored, gone, openings, shut, unmarked, count = {}, {}, {}, {}, {}, 0
   local any_openings = redis.call('EXISTS', KEYS.openings) == 1
@@ -378,9 +390,7 @@ local function save_limits()
   if #shut > 0 then
     redis.call('ZREM', KEYS.openings, unpack(shut))
   end
-  if #openings > 0 then
-    redis.call('ZADD', KEYS.openings, unpack(openings))
-  end
+  return #openings > 0 and moves.add_openings(openings)
 end
 
 -- Open the limits whose opening is due, up to `limit` of them. Returns whether tasks became
@@ -399,12 +409,13 @@ local function open_due_limits(limit)
   return #touched_limits > 0 and open_waiters() > 0, #due == 2 * limit
 end
 
--- Move waiters and write states, at the end of a script. Returns whether tasks became pending.
+-- Move waiters and write states, at the end of a script. Returns whether to wake a server, and
+-- whether tasks became pending. A server is also woken for a limit that opens before all others, so
+-- that an idle server learns that time from its fetch.
 local function settle_limits()
   if not limits_used or #touched_limits == 0 then
-    return false
+    return false, false
   end
-  local opened = open_waiters()
-  save_limits()
-  return opened > 0
+  local opened = open_waiters() > 0
+  return save_limits() or opened, opened
 end

@@ -7,9 +7,6 @@
 -- Maximum number of tasks that one call drops to make room.
 local DROPPED_MOST = 1000
 
--- Set of the ids that this call has dropped.
-local dropped_ids = {}
-
 -- Return the bounds in force: maximum waiting tasks, maximum bytes, and what to do when the queue
 -- is full. A missing bound is infinite.
 local function read_bounds(program, operator)
@@ -65,8 +62,9 @@ local function fitting(bodies, created, tasks, bytes, most_tasks, most_bytes)
 end
 
 -- Add the first ids of a state to `ids`, lowest priority first, until the counts in `over` reach 0.
--- Each priority has a band of order tags, 2^41 wide; sets ordered by time have no bands.
-local function first_of(set_key, over, ids, banded)
+-- The ids in the set `kept` are left out. Each priority has a band of order tags, 2^41 wide; sets
+-- ordered by time have no bands.
+local function first_of(set_key, over, kept, ids, banded)
   local below = '+inf'
   while #ids < DROPPED_MOST and over.tasks + over.bytes > 0 do
     local last = redis.call('ZRANGE', set_key, below, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, 1,
@@ -84,9 +82,11 @@ local function first_of(set_key, over, ids, banded)
         if over.tasks + over.bytes <= 0 then
           return
         end
-        ids[#ids + 1] = id
-        over.tasks = math.max(over.tasks - 1, 0)
-        over.bytes = math.max(over.bytes - redis.call('HSTRLEN', KEYS.tasks, id), 0)
+        if not kept[id] then
+          ids[#ids + 1] = id
+          over.tasks = math.max(over.tasks - 1, 0)
+          over.bytes = math.max(over.bytes - redis.call('HSTRLEN', KEYS.tasks, id), 0)
+        end
       end
       at = at + #chunk
     until #chunk < wanted or #ids >= DROPPED_MOST or over.tasks + over.bytes <= 0
@@ -110,25 +110,22 @@ local function drop(now, set_key, ids)
     forget_recent_ids(ids)
     note_ended(ids)
     count(now, 'dropped', #ids)
-    for _, id in ipairs(ids) do
-      dropped_ids[id] = true
-    end
   end
 end
 
 -- Drop the oldest waiting tasks until `over.tasks` tasks and `over.bytes` bytes are gone; return
 -- whether that was possible. If not enough tasks can be dropped, nothing is dropped. If the bound
 -- was lowered and the queue is far above it, this call only has to make the queue smaller. The call
--- adds `created` tasks of `new_bytes` bytes.
-local function drop_oldest(now, over, created, new_bytes)
+-- adds `created` tasks of `new_bytes` bytes. The ids in the set `kept` are not dropped.
+local function drop_oldest(now, over, kept, created, new_bytes)
   check_hash(KEYS.tasks)
   check_rights(KEYS.tasks, { 'ZREM', 'HDEL', 'HMGET', 'EXISTS', 'HINCRBY' })
   local pending, limited, retry, scheduled = {}, {}, {}, {}
   local over_bytes = over.bytes
-  first_of(KEYS.pending, over, pending, true)
-  first_of(KEYS.limited, over, limited, true)
-  first_of(KEYS.retry, over, retry)
-  first_of(KEYS.scheduled, over, scheduled)
+  first_of(KEYS.pending, over, kept, pending, true)
+  first_of(KEYS.limited, over, kept, limited, true)
+  first_of(KEYS.retry, over, kept, retry)
+  first_of(KEYS.scheduled, over, kept, scheduled)
   if over.tasks + over.bytes > 0 then
     local dropped = #pending + #limited + #retry + #scheduled
     local fewer = over.tasks == 0 or dropped > created
@@ -144,10 +141,23 @@ local function drop_oldest(now, over, created, new_bytes)
   return true
 end
 
+-- Return the set of the tasks that hold an id or lock of tasks in a call. The reply to the call
+-- names these tasks, and those in `replacing` get a new payload, so the call does not drop them.
+local function holders_of(replacing, others)
+  local holders = {}
+  for at = 2, #replacing, 2 do
+    holders[replacing[at]] = true
+  end
+  for at = 3, #others, 3 do
+    holders[others[at]] = true
+  end
+  return holders
+end
+
 -- Make sure that new tasks fit. Drop older tasks or fail the call before anything is written.
 -- `bodies` alternates the ids and messages of the new tasks; `tasks` has all tasks of the call, as
--- read_tasks returns them.
-local function make_room(now, tasks, bodies, created)
+-- read_tasks returns them. `replacing` and `others` have the call's other tasks, as in insert_tasks.
+local function make_room(now, tasks, bodies, created, replacing, others)
   local known = redis.call('HMGET', KEYS.meta, 'bounds', '!bounds', 'bytes')
   local bytes, new_bytes = parse_int(known[3]), 0
   for i = 2, 2 * created, 2 do
@@ -167,7 +177,7 @@ local function make_room(now, tasks, bodies, created)
         fits = fitting(bodies, created, waiting, there, most_tasks, most_bytes)
       elseif created > most_tasks or new_bytes > most_bytes then
         fits = fitting(bodies, created, 0, 0, most_tasks, most_bytes)
-      elseif not drop_oldest(now, over, created, new_bytes) then
+      elseif not drop_oldest(now, over, holders_of(replacing, others), created, new_bytes) then
         fits = 0
       end
       if fits then

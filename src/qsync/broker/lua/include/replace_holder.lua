@@ -115,7 +115,9 @@ local function change_waiting(now, head, message, option, holder, set_key, store
   if due > now then
     schedule_due(KEYS.scheduled, { to_text(due), holder })
   elseif keeps_place then
-    add_pending({ tag, holder })
+    if add_pending({ tag, holder }) > 0 and set_key == KEYS.limited then
+      wake_server()
+    end
   else
     to_pending({ holder })
     wake_server()
@@ -124,14 +126,9 @@ end
 
 -- Replace the holder of a task's lock with the task. Returns the outcome: `replaced`; or
 -- `duplicate` if the holder has ended and only the window of its lock is left. After `duplicate`,
--- another task may already have the holder's id. If this call has dropped the holder to make room
--- for its other tasks, the outcome is `replaced`, as if the holder had been replaced first and
--- dropped afterwards. A repeated call finds the message that the first call wrote, and changes
--- nothing.
+-- another task may already have the holder's id. A repeated call finds the message that the first
+-- call wrote, and changes nothing.
 local function replace_holder(now, head, message, option, holder)
-  if dropped_ids[holder] then
-    return 'replaced'
-  end
   local stored = redis.call('HGET', KEYS.tasks, holder)
   if not stored then
     return 'duplicate'
