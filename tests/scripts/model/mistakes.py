@@ -356,6 +356,12 @@ def opening_not_stored() -> contextlib.AbstractContextManager[None]:
     return planted("include/limit_waiters.lua", right, "    if false then\n")
 
 
+def opening_wakes_no_server() -> contextlib.AbstractContextManager[None]:
+    """No server is woken for a limit that opens before all others."""
+    right = "  return first < (before or math.huge)\n"
+    return planted("include/limit_waiters.lua", right, "  return false\n")
+
+
 def start_not_refunded() -> contextlib.AbstractContextManager[None]:
     """When a task that never started is handed back, its start is not given back."""
     return planted("hand_back.lua", "refund_starts(unstarted, leased_at)\n", "")
@@ -448,6 +454,13 @@ def dropped_task_stays_ready() -> contextlib.AbstractContextManager[None]:
     )
 
 
+def holder_dropped_by_its_own_call() -> contextlib.AbstractContextManager[None]:
+    """To make room for a new task, a call drops the task that another task of the call replaces."""
+    return planted(
+        "include/queue_bounds.lua", "        if not kept[id] then\n", "        if true then\n"
+    )
+
+
 def edit_of_a_changed_message() -> contextlib.AbstractContextManager[None]:
     """An edit replaces the message of a task even if the task has been edited or replaced since it
     was read."""
@@ -501,6 +514,7 @@ IN_SCRIPTS: Final = named(
     rate_taken_by_a_repeated_fetch,
     waiter_not_moved,
     opening_not_stored,
+    opening_wakes_no_server,
     start_not_refunded,
     refund_of_regained_starts,
     expired_start_refunded,
@@ -515,6 +529,7 @@ IN_SCRIPTS: Final = named(
     removed_bytes_still_counted,
     scheduled_tasks_pass_a_bound,
     dropped_task_stays_ready,
+    holder_dropped_by_its_own_call,
     edit_of_a_changed_message,
     edited_dead_task_keeps_its_crashes,
 )
