@@ -511,6 +511,31 @@ async def test_run_ends_after_stop(
     assert told.endswith(f"handed back to run again: {handle.id} (long)")
 
 
+async def test_task_whose_handler_awaits_the_stop_is_handed_back_with_the_others(
+    store: Store, prefix: str
+) -> None:
+    mux, started = Mux(), asyncio.Event()
+
+    @mux.handle("long")
+    async def long(task: TaskInfo) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    @mux.handle("stop")
+    async def stop(task: TaskInfo) -> None:
+        await started.wait()
+        await server.stop()
+
+    async with bench(store.url, prefix) as b:
+        server = b.server(mux, shutdown_timeout=0.2)
+        running = asyncio.create_task(server.run())
+        handles = await b.client.enqueue_many([Task("long", retry=0), Task("stop", retry=0)])
+        async with asyncio.timeout(5):
+            await running
+        infos = [await handle.info() for handle in handles]
+        assert [(info.state, info.crashes) for info in infos] == [("pending", 0)] * 2
+
+
 def test_a_server_runs_in_another_thread_without_signals(store: Store, prefix: str) -> None:
     async def main() -> None:
         mux = Mux()

@@ -367,6 +367,50 @@ def test_closed_terminal_stops_the_worker(tmp_path: Path, store: Store) -> None:
         assert "replacing" not in worker.out()
 
 
+POISON = """
+import sys
+
+async def parse_options() -> None:
+    sys.exit(2)
+
+@app.task(retry=0)
+async def nested() -> None:
+    await asyncio.wait_for(parse_options(), 5)
+
+@app.task(retry=0)
+async def quiet() -> None:
+    os._exit(0)
+
+@app.task(retry=0)
+async def stops() -> None:
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(60)
+
+@app.task(retry=0, retention=60)
+async def beside() -> None:
+    await asyncio.sleep(0.1)
+"""
+
+
+@pytest.mark.faults(7, 15)
+@pytest.mark.parametrize("name", ["nested", "quiet", "stops"])
+def test_task_that_ends_the_process_in_any_way_is_dead_after_three_crashes(
+    tmp_path: Path, valkey: Store, name: str
+) -> None:
+    """An exit in an asyncio task of the handler's own ends the event loop, not only the handler."""
+    (tmp_path / "shop.py").write_text(SHOP + POISON)
+    with Worker(tmp_path, valkey.url) as worker, Qsync(valkey.url) as app, app.client() as client:
+        worker.wait_ready(1)
+        poison = client.enqueue(Task(f"shop.{name}", {}, retry=0))
+        other = client.enqueue(Task("shop.beside", {}, retry=0, retention=60))
+        wait_until(lambda: poison.info().state == "dead", timeout=60)
+        assert "crashed 3 times" in (poison.info().last_error or "")
+        wait_until(lambda: other.info().state == "completed")
+        assert worker.out().count(" are released: ") == 3
+        assert "did not stop in time" not in worker.out()
+        assert worker.end() == 0, worker.out()
+
+
 @pytest.mark.faults(7)
 def test_process_handlers_run_and_die_under_a_worker(tmp_path: Path, store: Store) -> None:
     (tmp_path / "shop.py").write_text(

@@ -22,6 +22,7 @@ from qsync.hooks import Hooks
 from qsync.keys import QueueKeys, check_name
 from qsync.limit import LimitRule
 from qsync.mux import Middleware, Mux, check_mux
+from qsync.server import server_parts
 from qsync.server.batch_gathering import Gathering
 from qsync.server.capacity import Capacity
 from qsync.server.child_context import ChildSetup
@@ -256,7 +257,7 @@ class Server:
         await self._start_part(self._queue_rules)
         client = self.async_client_type(self._broker, prefix=self.prefix)
         client.borrowed = True
-        await self._start_part(StopAction(partial(_take_back, client), closes=True))
+        await self._start_part(StopAction(partial(server_parts.take_back, client), closes=True))
         await self._start_part(StopAction(self._close_blocking_client, closes=True))
         waits = Waits(
             config.weights, config.concurrency, config.thread_count,
@@ -406,8 +407,7 @@ class Server:
         returns only after the last step.
         """
         self._stopping.set()
-        async with self._stop_once:
-            await self._stop()
+        await server_parts.outside_handlers(self._stop_in_turn())
 
     async def abort(self) -> None:
         """End the server as a crash would, for tests: settle nothing and hand nothing back.
@@ -431,6 +431,10 @@ class Server:
         """True if the server holds no task."""
         return not any(queue.held for queue in self._queues)
 
+    async def _stop_in_turn(self) -> None:
+        async with self._stop_once:
+            await self._stop()
+
     async def _stop(self) -> None:
         if not self._parts:
             return
@@ -443,8 +447,3 @@ class Server:
         log.info("server %s has stopped", self.id)
         if failed is not None:
             raise failed
-
-
-async def _take_back(client: AsyncClient) -> None:
-    client.borrowed = False
-    await client.aclose()

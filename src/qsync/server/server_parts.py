@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
+from qsync.client import AsyncClient
+from qsync.running_task import running
 from qsync.server.thread_pool import Threads
 
 Work = Callable[[], Awaitable[None]]
@@ -77,6 +79,21 @@ class PartGroup:
     async def stop(self) -> None:
         """Stop the parts."""
         await asyncio.gather(*[part.stop() for part in self._parts])
+
+
+async def outside_handlers(work: Coroutine[Any, Any, None]) -> None:
+    """Await the work. If a handler calls this, the work has an asyncio task of its own, so that it
+    goes on when the handler is cancelled."""
+    if running.get(None) is None:
+        await work
+    else:
+        await asyncio.shield(asyncio.get_running_loop().create_task(work))
+
+
+async def take_back(client: AsyncClient) -> None:
+    """Close the client that handlers have used."""
+    client.borrowed = False
+    await client.aclose()
 
 
 async def cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:

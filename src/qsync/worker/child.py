@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -202,13 +203,19 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
             parent.send(stopped=True)
 
     make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
+    serving = serve()
     try:
         if uvloop:
             import uvloop as library
 
             make_loop = library.new_event_loop
         with asyncio.Runner(loop_factory=make_loop) as runner:
-            runner.run(serve())
+            try:
+                runner.run(serving)
+            except BaseException as error:
+                if inspect.getcoroutinestate(serving) != inspect.CORO_CLOSED:
+                    _die(error, parent)
+                raise
     except SchemaMismatch as error:
         if not server.broken:  # another process could not serve the queues either
             parent.send_error(error)
@@ -223,6 +230,18 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
     finally:
         parent.send_metrics()
     return 1 if server.broken else 0
+
+
+def _die(error: BaseException, parent: Parent) -> NoReturn:
+    """End this process at once, because code of a task has ended the event loop, e.g. by
+    `sys.exit()` in an asyncio task of its own.
+
+    The parent releases the leases, and a crash is counted for each running task. If the server shut
+    down instead, the task would run again without end.
+    """
+    parent.send_error(error, program_trace(error))
+    parent.send_metrics()
+    os._exit(1)
 
 
 def _exempt_start_from_collection() -> None:

@@ -89,15 +89,6 @@ def _tell_end(child: Child, level: int, then: str = "") -> None:
     log_trace(log, level, f"{text}; {then}" if then else text, child.trace, {})
 
 
-def _stopped_by_order(child: Child, code: int) -> bool:
-    """Return whether an order to stop killed a child that had nothing to do.
-
-    That is a child whose server had not started, or had already stopped.
-    """
-    idle = child.uptime_s is None or child.stopped
-    return child.stop_requests > 0 and idle and code == -signal.SIGTERM
-
-
 async def _report(slot: _ChildSlot, child: Child | None, patience: float) -> ProcessHealth:
     if child is None:
         return ProcessHealth(slot.number, 0, None, ended="has not started yet")
@@ -252,10 +243,13 @@ class Supervisor:
         listening = asyncio.create_task(self._listen(slot, child, reader))
         code = await child.wait()
         self._children.discard(child)
-        # Wait for the child's last report, which tells whether its server had stopped.
-        if code == -signal.SIGTERM:
+        # Wait for the child's last report, which tells whether its server had stopped. Only a child
+        # whose server has stopped, or had not started, has nothing left to do: a handler may end
+        # the process with exit code 0.
+        if code in (0, -signal.SIGTERM) and not child.stopped:
             await asyncio.wait({listening}, timeout=LAST_REPORT_S)
-        clean = code == 0 or _stopped_by_order(child, code)
+        idle = child.uptime_s is None or child.stopped
+        clean = idle and (code == 0 or (child.stop_requests > 0 and code == -signal.SIGTERM))
         if not clean or child.stop_requests > 1:
             self._abandoner.add(child.server_id, child.queues, again=not self._stopping.is_set())
         # Everything that the child wrote has already arrived. EOF may never arrive, since a
