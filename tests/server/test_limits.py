@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,6 +141,33 @@ async def test_rate_is_used_in_full_by_tasks_that_also_need_a_slot(
             await until(lambda: runs.done == 16)
     assert runs.most["call"] == 1
     assert runs.starts[-1] - runs.starts[0] < 3
+
+
+@pytest.mark.parametrize("executor", [None, "process"])
+async def test_starts_keep_to_the_rate_while_no_thread_or_process_is_free(
+    valkey: Store, prefix: str, tmp_path: Path, executor: Any
+) -> None:
+    """A task whose rate lets it start is not leased before a thread or process can begin it."""
+    mux, folder = Mux(), str(tmp_path).encode()
+    app = Qsync(valkey.url, prefix=prefix, mux=mux, threads=2, processes=1, sweep=0.5)
+    app.limit("api", rate=50, per=1, burst=2)
+    mux.handle("stamp", executor=executor)(handlers.stamp)
+    mux.handle("hold", executor=executor)(handlers.hold)
+    numbers = [str(number) for number in range(41)]
+    stamps = [Task("stamp", folder, id=number, limits=["api"]) for number in numbers]
+    held = [Task("hold", folder, id=f"held{n}") for n in range(1 if executor else 2)]
+    async with app, app.server(), app.async_client() as client:
+        await client.enqueue(stamps[0])
+        await until(lambda: (tmp_path / "0").exists(), timeout=30)
+        await client.enqueue_many(held)
+        await until(lambda: all((tmp_path / task.id).exists() for task in held), timeout=30)
+        await client.enqueue_many(stamps[1:])
+        await asyncio.sleep(0.5)  # the rate alone would allow half of the starts in this time
+        (tmp_path / "go").touch()
+        await until(lambda: all((tmp_path / number).exists() for number in numbers), timeout=30)
+    starts = sorted(float((tmp_path / number).read_text()) for number in numbers[1:])
+    for start, later in zip(starts, starts[12:], strict=False):
+        assert later - start > 0.1, "over 12 starts in a tenth of a second"
 
 
 @pytest.mark.parametrize("named", [None, "api", "api:1"])

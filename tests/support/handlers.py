@@ -205,3 +205,17 @@ def retry_after_nonsense(task: TaskInfo) -> None:
     delays = {"-1": -1, "nan": float("nan"), "inf": float("inf"), "'soon'": "soon"}
     delay: Any = delays.get(task.value(str), timedelta(days=-1))
     raise Retry(delay=delay)
+
+
+def stamp(task: TaskInfo) -> None:
+    """Write the time to a file, named after the task, in the folder that the payload names."""
+    (Path(task.payload.decode()) / task.id).write_text(str(time.time()))
+
+
+def hold(task: TaskInfo) -> None:
+    """Create a file, named after the task, in the folder that the payload names, and wait until the
+    file `go` exists there."""
+    folder = Path(task.payload.decode())
+    (folder / task.id).touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)

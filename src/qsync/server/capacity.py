@@ -8,8 +8,10 @@ access is one operation on the deque, which is atomic in the interpreter.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from qsync.server.batch_gathering import Gathering
@@ -36,8 +38,16 @@ class Capacity:
     def __init__(
         self, config: Config, suspects: CrashIsolation, gathering: Gathering,
         *, threads_only: bool = False,
+        room_of: Callable[[Iterable[str]], float] = lambda types: math.inf,
     ) -> None:  # fmt: skip
-        """If `threads_only` is true, every task with a slot needs one of `concurrency` threads."""
+        """Create the capacity of a server that runs nothing yet.
+
+        If `threads_only` is true, every task with a slot needs one of `concurrency` threads.
+        `room_of` tells how many more tasks of these types a thread or process can begin at once.
+        """
+        self._room_of = room_of
+        self.limited_types: set[str] = set()
+        """Types of the tasks with limits that the server has leased so far."""
         self._config = config
         self._threads_only = threads_only
         self._suspects = suspects
@@ -84,12 +94,17 @@ class Capacity:
         return min(self.running, self._config.concurrency)
 
     def open_slots(self) -> int:
-        """Return how many more tasks could start now: the number of slots without a leased task."""
+        """Return how many more tasks with limits could start now.
+
+        Each needs a slot without a leased task, and a thread or process if tasks of its type run in
+        one. Tasks with limits may be of any of the types that had limits before.
+        """
         suspects = self._suspects
         if not self.accepting or suspects.blocks_others(time.monotonic()):
             return 0
         held = self.running + len(self.ready) + len(suspects.waiting) + len(self.gathering.due)
-        return max(0, self._config.concurrency - held)
+        room = self._room_of(self.limited_types) if self.limited_types else math.inf
+        return max(0, int(min(self._config.concurrency - held, room)))
 
     def free_slots(self) -> int:
         """Return how many more tasks the server may lease now.

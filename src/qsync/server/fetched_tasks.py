@@ -61,8 +61,7 @@ def hold(
             leased.spared = spared.get(id, 0)
         if since:
             leased.since_us = since.get(id, 0)
-        if message.options is not None and message.options.fairness_key is not None:
-            capacity.fairness_seen = True
+        _note_options(capacity, [message])
         held[id] = leased
         tasks.append(leased)
     return tasks
@@ -106,7 +105,16 @@ def _hold_new(
         for id, message, crashes in zip(fetched.ids, messages, fetched.crashes, strict=True)
     ]
     queue.held.update(zip(fetched.ids, tasks, strict=True))
-    options = filter(None, map(_options_of, messages))
-    if any(each.fairness_key for each in options):
-        capacity.fairness_seen = True
+    if any(map(_options_of, messages)):
+        _note_options(capacity, messages)
     return tasks
+
+
+def _note_options(capacity: Capacity, messages: Sequence[Message]) -> None:
+    """Record whether tasks have a fairness key, and which types of tasks have limits."""
+    for message in messages:
+        options = message.options
+        if options is not None:
+            capacity.fairness_seen = capacity.fairness_seen or options.fairness_key is not None
+            if options.limits:
+                capacity.limited_types.add(message.type)

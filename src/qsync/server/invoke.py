@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -167,6 +168,18 @@ class Invoker:
         except RuntimeError:  # the server has closed the pool
             return hook(*args)
         return await called
+
+    def room_of(self, types: Iterable[str]) -> float:
+        """Return how many more tasks of these types a thread or process can begin at once; infinity
+        if the handlers of all of them run on the event loop."""
+        handlers = filter(None, map(self._mux.find, types))
+        places = {handler.place for handler in handlers} - {"loop"}
+        room = math.inf
+        if "thread" in places:
+            room = self.threads.room
+        if "process" in places and self._processes is not None:
+            room = min(room, self._processes.room)
+        return room
 
     async def process_stack(self, leased: LeasedTask) -> str:
         """Return the stack of a handler in another process; empty if the process does not

@@ -111,6 +111,12 @@ class ProcessPool:
             raise
         return _outcome(_reply_decoder.decode(reply))
 
+    @property
+    def room(self) -> int:
+        """Number of further calls that a process can begin at once."""
+        busy = sum(bool(process.sent or process.preparing) for process in self._processes)
+        return max(0, self._most - busy - len(self._waiting))
+
     async def stack(self, leased: LeasedTask) -> str:
         """Return the stack of a task's handler; empty if the process does not reply."""
         for process in self._processes:

@@ -328,8 +328,9 @@ class Server:
             lambda: self._runner.start_batches(), longest_wait_s=self.replaced.batch_wait_s
         )
         capacity = self._capacity = Capacity(
-            self.config, suspects, gathering, threads_only=self.config.threads_only(self.mux)
-        )
+            self.config, suspects, gathering, threads_only=self.config.threads_only(self.mux),
+            room_of=invoker.room_of,
+        )  # fmt: skip
         pipeline = CallPipeline(self._broker, len(self._queues))
         settlers = {
             queue.name: Settler(

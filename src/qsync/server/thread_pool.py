@@ -51,6 +51,10 @@ class _Call(msgspec.Struct, eq=False):
 class Threads(Protocol):
     """The threads in which `def` handlers run."""
 
+    @property
+    def room(self) -> int:
+        """Number of further calls that a thread can begin at once."""
+
     def submit(
         self,
         context: Context,
@@ -99,6 +103,11 @@ class ThreadPool:
         self._quiet = asyncio.Event()
         self._generation = fork_guard.generation
         self._loop = asyncio.get_running_loop()
+
+    @property
+    def room(self) -> int:
+        """Number of further calls that a thread can begin at once."""
+        return max(0, self._threads - (len(self._calls) - self.lost))
 
     def submit(
         self,

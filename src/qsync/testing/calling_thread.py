@@ -33,6 +33,9 @@ class CallingThread:
     Replaces a server's ThreadPool, and runs one handler after another.
     """
 
+    room: Final = 1_000_000
+    """Number of further calls that are accepted at once."""
+
     def __init__(self) -> None:
         self._calls: SimpleQueue[Call | None] = SimpleQueue()
 
