@@ -177,7 +177,8 @@ class TaskFunction(Generic[P, R, Q, V]):
         """Return the same task with other options. Raise InvalidTask if an option is unknown or
         wrong.
 
-        `delay` replaces `process_at`, and `process_at` replaces `delay`.
+        `delay` replaces `process_at`, and `process_at` replaces `delay`. `headers` replaces all
+        headers of the task.
         """
         copied = copy.copy(self)
         copied._options = self._options.copy()
