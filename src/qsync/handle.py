@@ -138,7 +138,10 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
         """Cancel the task; return False when it is completed, dead or not in the queue.
 
         A waiting task ends immediately. If the task is running, its server is asked to stop the
-        handler; the task ends when the handler does, and does not run again.
+        handler, and the task does not run again. A coroutine is cancelled, and the task ends when
+        the coroutine does. A handler with `executor="process"` is killed. A `def` handler in a
+        thread continues, although its task has ended, so the task's limits and unique lock are free
+        while the handler still runs.
         """
         return self._queries.cancel(self.id, self.queue, self._retention_us)
 
@@ -217,7 +220,10 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
         """Cancel the task; return False when it is completed, dead or not in the queue.
 
         A waiting task ends immediately. If the task is running, its server is asked to stop the
-        handler; the task ends when the handler does, and does not run again.
+        handler, and the task does not run again. A coroutine is cancelled, and the task ends when
+        the coroutine does. A handler with `executor="process"` is killed. A `def` handler in a
+        thread continues, although its task has ended, so the task's limits and unique lock are free
+        while the handler still runs.
         """
         return await self._queries.cancel(self.id, self.queue, self._retention_us)
 
