@@ -193,10 +193,10 @@ class Schedules(_AnySchedules):
         Two concurrent calls for the same name in two queues may leave a schedule in each queue; the
         next call for the name leaves only one.
 
-        Raises InvalidTask if a value is invalid, or if a program has a periodic task with this name
-        for this queue. Also raises InvalidTask if the task has an option that would be the same at
-        each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`). The call can be repeated
-        after StoreUnavailable.
+        Raises InvalidTask if a value is invalid, or if a running server has a periodic task with
+        this name for this queue. Also raises InvalidTask if the task has an option that would be
+        the same at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`). The call can be
+        repeated after StoreUnavailable.
         """
         self._check_open()
         content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)
@@ -274,10 +274,10 @@ class AsyncSchedules(_AnySchedules):
         Two concurrent calls for the same name in two queues may leave a schedule in each queue; the
         next call for the name leaves only one.
 
-        Raises InvalidTask if a value is invalid, or if a program has a periodic task with this name
-        for this queue. Also raises InvalidTask if the task has an option that would be the same at
-        each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`). The call can be repeated
-        after StoreUnavailable.
+        Raises InvalidTask if a value is invalid, or if a running server has a periodic task with
+        this name for this queue. Also raises InvalidTask if the task has an option that would be
+        the same at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`). The call can be
+        repeated after StoreUnavailable.
         """
         self._check_open()
         content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)

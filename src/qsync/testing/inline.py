@@ -51,8 +51,10 @@ def inline(app: Qsync) -> Iterator[None]:
     A task goes through the same encoding, argument checks and middleware as on a server. A blocking
     enqueue runs `def` handlers in the calling thread; `await enqueue()` runs them in another
     thread. Tasks run immediately, even with a `delay`. There are no retries. Instead, the enqueue
-    raises the handler's error, including a Snooze. Unique locks, timeouts, schedules and the
-    lifespan have no effect. Handlers with `executor="process"` run in a thread. A batch handler
+    raises the handler's error, including a Snooze. Limits, unique locks, timeouts, schedules and
+    the lifespan have no effect. Of the hooks, only those for `enqueued` are called, after the
+    handler has returned; `on_error` is not called. Handlers with `executor="process"` run in a
+    thread. A batch handler
     receives one task per call. The handle has a result if the task has a retention.
     `current().state` comes from `qsync.testing.context` around the block.
     """
