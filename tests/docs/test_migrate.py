@@ -55,7 +55,7 @@ LIBRARIES = (
     ),
     Library(
         "rq",
-        "rq==2.12.0",
+        "rq==3.0.0",
         (
             ("rq", "worker", "default", "mail", "--with-scheduler", "--url", "{url}"),
             ("rq", "cron", "schedule.py", "--url", "{url}"),
