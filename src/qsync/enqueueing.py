@@ -121,7 +121,7 @@ def is_refused(task: NewTask, reply: Enqueued) -> bool:
 def duplicate(task: NewTask, holder: Enqueued) -> DuplicateTask:
     """Return the error for a task whose id or unique lock is taken."""
     if holder.outcome == "exists":
-        msg = f"id {task.id!r} is taken by another task in queue {task.queue!r}"
+        msg = f"id {task.id!r}: a task in queue {task.queue!r} already has this id"
     elif holder.outcome == "repeated":
         msg = (
             f"id {task.id!r} was already enqueued in queue {task.queue!r} less than "

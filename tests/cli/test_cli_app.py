@@ -107,7 +107,7 @@ def test_task_is_enqueued_from_json(live: Live) -> None:
     shown = live.ok("task", "show", "a", "--json").json
     assert json.loads(shown["shown"]["text"]) == {"invoice": 7, "to": ["ann"]}
     refused = live.refused("task", "enqueue", "send", "--id", "a")
-    assert "id 'a' is taken by another task" in refused
+    assert "already has this id" in refused
     assert "`qsync task show a --queue default`" in refused
     live.ok("task", "enqueue", "send", "--id", "b", "--queue", "lower", "--delay", "10m")
     [row] = live.ok("task", "list", "--state", "scheduled", "--json").json["tasks"]

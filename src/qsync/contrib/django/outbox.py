@@ -177,7 +177,7 @@ class DjangoOutbox:
                 at_commit(database, partial(self._send, database, row, sent))
         except IntegrityError:
             raise DuplicateTask(
-                f"id {row.id!r} is taken by another task, which is waiting in the outbox",
+                f"id {row.id!r}: a task that waits in the outbox already has this id",
                 id=row.id, queue=row.queue,
             ) from None  # fmt: skip
         return task.replace(id=row.id)
