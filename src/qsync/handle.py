@@ -92,8 +92,9 @@ class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
 class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
     """A reference to an enqueued task, with its status and its result.
 
-    `created` is True when the call that returned the handle created the task. `created` is False
-    when another task held the id or the unique lock; the handle then refers to that other task.
+    `created` is True when the call that returned the handle created the task, or when an earlier
+    attempt of the same handler did. `created` is False when another task held the id or the unique
+    lock; the handle then refers to that other task.
     `created` is also False on a handle from `client.handle` or `client.find`.
 
     `confirmed` is None unless the call asked for `durability`. True means that the store has the
@@ -171,8 +172,9 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
 class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
     """A reference to an enqueued task, with its status and its result.
 
-    `created` is True when the call that returned the handle created the task. `created` is False
-    when another task held the id or the unique lock; the handle then refers to that other task.
+    `created` is True when the call that returned the handle created the task, or when an earlier
+    attempt of the same handler did. `created` is False when another task held the id or the unique
+    lock; the handle then refers to that other task.
     `created` is also False on a handle from `client.handle` or `client.find`.
 
     `confirmed` is None unless the call asked for `durability`. True means that the store has the
