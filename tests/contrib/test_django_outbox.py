@@ -86,7 +86,9 @@ def test_chosen_id_of_a_waiting_row_is_refused_and_the_transaction_continues(
     order = pack.options(id="order-7")
     with transaction.atomic():
         order.enqueue_sync("tea")
-        with pytest.raises(DuplicateTask, match="id 'order-7': a task that waits in the outbox already has"):
+        with pytest.raises(
+            DuplicateTask, match="id 'order-7': a task that waits in the outbox already has"
+        ):
             order.enqueue_sync("coffee")
         other = enqueue_sync("milk")
     assert pending(project) == ["order-7", other.id]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import qsync
 import qsync.server.current
 from qsync.errors import ConfigError, Retry, SkipRetry, TaskCancelled, TaskFailed
 from qsync.mux import CallNext, Mux
@@ -534,6 +535,37 @@ async def test_task_whose_handler_awaits_the_stop_is_handed_back_with_the_others
             await running
         infos = [await handle.info() for handle in handles]
         assert [(info.state, info.crashes) for info in infos] == [("pending", 0)] * 2
+
+
+def test_exit_in_a_task_of_a_handler_fails_no_other_task(
+    valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After an exit in an asyncio task, asyncio cancels all other tasks of the event loop."""
+    mux, started = Mux(), asyncio.Event()
+
+    @mux.handle("long")
+    async def long(task: TaskInfo) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    @mux.handle("exit")
+    async def exit_(task: TaskInfo) -> None:
+        await started.wait()
+        await asyncio.wait_for(leave(), 5)
+
+    async def leave() -> None:
+        sys.exit(3)
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b, b.server(mux, shutdown_timeout=0.2):
+            await b.client.enqueue_many([Task(name, id=name, retry=0) for name in ("long", "exit")])
+            await asyncio.sleep(60)
+
+    with pytest.raises(SystemExit):
+        asyncio.run(main())
+    with qsync.Qsync(valkey.url, prefix=prefix).client() as client:
+        assert client.handle("long").info().state == "pending"
+    assert not [text for text in caplog.messages if text.startswith("task long") and "dead" in text]
 
 
 def test_a_server_runs_in_another_thread_without_signals(store: Store, prefix: str) -> None:

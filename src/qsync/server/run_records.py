@@ -65,9 +65,10 @@ class RunRecords:
                 return self._snoozed(leased, error)
             except ConfigError as wrong:
                 error = wrong
-        if stop == "shutdown":
+        cancelled = isinstance(error, asyncio.CancelledError)
+        if stop == "shutdown" or (cancelled and stop is None and self._stopping.interrupted):
             return op_values.HandedBack(leased.id, leased.token, started=leased.has_started)
-        if isinstance(error, asyncio.CancelledError):
+        if cancelled:
             timed_out = stop == "timeout"
             limit = self._stopping.limit_of(leased)
             error = outcome.timed_out(limit) if timed_out else outcome.gave_up_itself()

@@ -80,6 +80,8 @@ class Stopping:
         self._on_give_up = on_give_up
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
+        self._owner = asyncio.current_task()
+        """The asyncio task that has started the server."""
         self._waits_for_threads = config.threads is None
         self.default_timeout: float | None = (
             None if config.timeout is None else seconds(config.timeout)
@@ -87,6 +89,12 @@ class Stopping:
         self.timeouts: Timeouts = Timeouts(self._on_timeout)
         self._unresponsive: WeakSet[asyncio.Task[None]] = WeakSet()
         """asyncio tasks of handlers that keep running although they were cancelled."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the asyncio task that has started the server is being cancelled, as asyncio does
+        with all tasks after an exit in one of them."""
+        return self._owner is not None and not self._owner.done() and self._owner.cancelling() > 0
 
     # One task.
 
