@@ -190,8 +190,9 @@ class Qsync(Registry):
         Neither SkipRetry nor a Retry with attempts left counts as a failure. `async def` functions
         run on the event loop of the client or server. `def` functions for "enqueued" run in the
         thread that enqueues. For the other events, `def` functions run in the thread pool if the
-        handler does, and on the event loop otherwise. An exception in the function is logged and
-        has no other effect. Servers created before the registration do not call the function.
+        handler does, and on the event loop otherwise. An exception in the function, even
+        SystemExit, is logged and has no other effect; only a KeyboardInterrupt during "enqueued"
+        reaches the caller. Servers created before the registration do not call the function.
         Raises ConfigError for an unknown event, and for "enqueued" after the first enqueue.
         """
         if check_event(event) == "enqueued" and self._connections.in_use:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeVar, get_args
 
+from qsync.callbacks import takes
 from qsync.errors import ConfigError
 from qsync.value_text import raised_at, shorten
 
@@ -40,7 +40,7 @@ class Hooks:
         """
         hooks = self._by_event[check_event(event)]
         arguments = ("task", "error") if event in WITH_ERROR else ("task",)
-        if not callable(hook) or not _takes(hook, len(arguments)):
+        if not takes(hook, len(arguments)):
             parameters = ", ".join(arguments)
             raise ConfigError(
                 f"on {event!r}: {shorten(hook)} is not a function ({parameters}), def or async def"
@@ -74,13 +74,3 @@ def log_failure(event: Event, hook: Hook, id: str, error: BaseException) -> None
         "hook %s of event %r raised %s for task %s", name, event, raised_at(error), id,
         extra={"task_id": id},
     )  # fmt: skip
-
-
-def _takes(hook: Hook, count: int) -> bool:
-    try:
-        inspect.signature(hook).bind(*range(count))
-    except TypeError:
-        return False
-    except ValueError:  # a builtin without a signature
-        return True
-    return True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from qsync.callbacks import takes
 from qsync.errors import ConfigError, Retry
 from qsync.value_text import shorten
 
@@ -69,12 +70,4 @@ def _classes(option: str, value: Any) -> tuple[type[BaseException], ...]:
 
 
 def _takes_two(function: Any) -> bool:
-    if not callable(function) or inspect.iscoroutinefunction(function):
-        return False
-    try:
-        inspect.signature(function).bind(1, ValueError())
-    except TypeError:
-        return False
-    except ValueError:  # a builtin without a readable signature
-        return True
-    return True
+    return takes(function, 2) and not inspect.iscoroutinefunction(function)

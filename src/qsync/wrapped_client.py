@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from qsync.broker.call import Durability
+from qsync.callbacks import stops_caller
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import InvalidTask
 from qsync.hooks import Hook, Hooks, log_failure
@@ -19,6 +20,10 @@ from qsync.loop_internals import running_loop
 from qsync.new_task import payload_of
 from qsync.task import Task, TaskInfo
 from qsync.times import datetime_us
+
+LOGGED: Final = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
+"""Errors of hooks that are logged. Others are raised, e.g. the KeyboardInterrupt of a Ctrl-C, which
+the program must get."""
 
 
 class Outgoing(Protocol):
@@ -71,8 +76,8 @@ class WrappedClient(Client):
             try:
                 answer = hook(info)
                 if inspect.isawaitable(answer):
-                    _run(_awaited(answer))
-            except Exception as error:
+                    _run(_awaited(answer, hook, info))
+            except LOGGED as error:
                 log_failure("enqueued", hook, info.id, error)
 
 
@@ -112,7 +117,9 @@ class WrappedAsyncClient(AsyncClient):
                 answer = hook(info)
                 if inspect.isawaitable(answer):
                     await answer
-            except Exception as error:
+            except LOGGED as error:
+                if stops_caller(error):
+                    raise
                 log_failure("enqueued", hook, info.id, error)
 
 
@@ -186,8 +193,13 @@ def _run(coroutine: Any) -> None:
 _running: set[asyncio.Task[Any]] = set()
 
 
-async def _awaited(value: Any) -> Any:
-    return await value
+async def _awaited(answer: Any, hook: Hook, info: TaskInfo) -> None:
+    try:
+        await answer
+    except LOGGED as error:
+        if stops_caller(error):
+            raise
+        log_failure("enqueued", hook, info.id, error)
 
 
 def _listed(tasks: Iterable[Task]) -> list[Task]:

@@ -286,6 +286,32 @@ def test_type_that_no_server_handles_is_on_the_overview_and_in_the_metrics(
     assert "It has one for src.shop.send: import the module by the same name" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+)
+def test_any_error_of_on_error_is_logged_and_the_failure_recorded(
+    valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    def on_error(failure: BaseException, task: TaskInfo) -> None:
+        raise error
+
+    async def main() -> None:
+        async with (
+            bench(valkey.url, prefix) as b,
+            b.server(mux(), on_error=on_error, shutdown_timeout=30),
+        ):
+            handle = await b.client.enqueue(Task("bad", b"", retry=1, retry_delay=0))
+            await b.reaches(handle.id, "dead")
+            info = await handle.info()
+            assert info is not None
+            assert info.attempt == 2
+
+    with caplog.at_level(logging.ERROR, "qsync.server"):
+        asyncio.run(main())
+    texts = [record.getMessage() for record in caplog.records]
+    assert sum("on_error raised for task" in text for text in texts) == 2
+
+
 def test_unknown_level_of_detail_is_refused() -> None:
     with pytest.raises(ConfigError, match="log_errors: 'all' is not one of 'class', 'message'"):
         Qsync("redis://127.0.0.1:1").server(log_errors="all")  # type: ignore[typeddict-item]

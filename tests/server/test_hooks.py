@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qsync import ConfigError, Qsync, Retry, SkipRetry, Task, TaskFailed, TaskInfo
+from qsync import ConfigError, Qsync, Retry, SkipRetry, Task, TaskCancelled, TaskFailed, TaskInfo
 from qsync.broker import op_values, ops, redis_clients
 from qsync.broker.blocking import Broker
 from qsync.keys import QueueKeys
@@ -193,6 +193,144 @@ def test_an_error_of_a_hook_is_logged_and_changes_nothing(
     for text, event in zip(texts, ("enqueued", "started", "completed"), strict=True):
         assert f"of event '{event}' raised RuntimeError" in text
         assert "secret" not in text
+
+
+@pytest.mark.parametrize("threaded", [False, True], ids=["loop", "thread"])
+@pytest.mark.parametrize(
+    "error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+)
+def test_any_error_of_a_server_hook_is_logged_and_changes_nothing(
+    app: Qsync, caplog: pytest.LogCaptureFixture, error: type[BaseException], threaded: bool
+) -> None:
+    heard: list[str] = []
+
+    def broken(task: TaskInfo, why: BaseException | None = None) -> None:
+        raise error
+
+    for event in ("started", "completed", "failed", "dead"):
+        app.on(event)(broken)
+    app.on("completed")(lambda task: heard.append(task.type))
+    app.on("dead")(lambda task, why: heard.append(task.type))
+
+    def fine() -> int:
+        return 7
+
+    async def fine_on_loop() -> int:
+        return 7
+
+    def bad() -> None:
+        raise ValueError("no")
+
+    works = app.task(name="fine", retention=60)(fine if threaded else fine_on_loop)
+    fails = app.task(name="bad", retry=0)(bad)
+
+    async def main() -> None:
+        async with app.server():
+            assert await (await works.enqueue()).result(10) == 7
+            await wait_until_async(lambda: heard == ["fine"])
+            await fails.enqueue()
+            await wait_until_async(lambda: heard == ["fine", "bad"])
+
+    with caplog.at_level(logging.ERROR, "qsync.hooks"):
+        asyncio.run(main())
+    texts = [record.getMessage() for record in caplog.records if record.name == "qsync.hooks"]
+    for text, event in zip(
+        texts, ("started", "completed", "started", "failed", "dead"), strict=True
+    ):
+        assert f"of event '{event}' raised {error.__name__}" in text
+
+
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit, asyncio.CancelledError])
+def test_any_error_of_an_enqueued_hook_is_logged_and_the_handle_returned(
+    app: Qsync, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    ended: list[str] = []
+
+    @app.on("enqueued")
+    def broken(task: TaskInfo) -> None:
+        raise error
+
+    @app.on("enqueued")
+    async def broken_coroutine(task: TaskInfo) -> None:
+        ended.append(task.id)
+        raise error
+
+    @app.task(name="fine")
+    async def fine() -> None: ...
+
+    async def main() -> None:
+        async with app:
+            assert (await fine.enqueue()).created
+            with app.client() as client:  # in a running loop, a coroutine hook runs in a task
+                assert client.enqueue(Task("fine")).created
+            await wait_until_async(lambda: len(ended) == 2)
+
+    with caplog.at_level(logging.ERROR, "qsync.hooks"):
+        asyncio.run(main())
+        with app:
+            assert fine.enqueue_sync().created
+    texts = [record.getMessage() for record in caplog.records if record.name == "qsync.hooks"]
+    assert len(texts) == 6
+    assert all(f"of event 'enqueued' raised {error.__name__}" in text for text in texts)
+
+
+def test_cancelling_a_caller_whose_hook_waits_cancels_the_caller(app: Qsync) -> None:
+    waits = asyncio.Event()
+
+    @app.on("enqueued")
+    async def slow(task: TaskInfo) -> None:
+        waits.set()
+        await asyncio.Event().wait()
+
+    @app.task(name="fine")
+    async def fine() -> None: ...
+
+    async def main() -> None:
+        async with app:
+            caller = asyncio.create_task(fine.enqueue())
+            await waits.wait()
+            caller.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+
+    asyncio.run(main())
+
+
+def test_ctrl_c_during_an_enqueued_hook_reaches_the_program(app: Qsync) -> None:
+    @app.on("enqueued")
+    def interrupted(task: TaskInfo) -> None:
+        raise KeyboardInterrupt
+
+    @app.task(name="fine")
+    async def fine() -> None: ...
+
+    with app, pytest.raises(KeyboardInterrupt):
+        fine.enqueue_sync()
+
+
+def test_timeout_and_cancellation_stop_a_started_hook_that_waits(app: Qsync) -> None:
+    waits: list[str] = []
+
+    @app.on("started")
+    async def slow(task: TaskInfo) -> None:
+        waits.append(task.id)
+        await asyncio.Event().wait()
+
+    @app.task(name="fine", retention=60, retry=0)
+    async def fine() -> None: ...
+
+    async def main() -> None:
+        async with app.server():
+            late = await fine.options(timeout=0.05).enqueue()
+            with pytest.raises(TaskFailed, match=r"timed out after 0\.05 s"):
+                await late.result(10)
+            cancelled = await fine.enqueue()
+            await wait_until_async(lambda: len(waits) == 2)
+            await cancelled.cancel()
+            with pytest.raises(TaskCancelled):
+                await cancelled.result(10)
+
+    asyncio.run(main())
 
 
 def test_hooks_run_in_the_documented_threads(app: Qsync) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from qsync.broker.op_values import Killed, Retried
+from qsync.callbacks import stops_caller
 from qsync.errors import Retry, SkipRetry, Snooze
 from qsync.formatting import duration, printable
 from qsync.server.config import Config
@@ -143,7 +144,9 @@ class Failures:
             answer = await self._invoker.call_beside(info.type, self._on_error, error, info)
             if inspect.isawaitable(answer):
                 await answer
-        except Exception as broken:
+        except BaseException as broken:
+            if stops_caller(broken):
+                raise
             text = f"on_error raised for task {info.id}"
             log_error(log, logging.ERROR, text, broken, self._detail, fields_of(info))
 

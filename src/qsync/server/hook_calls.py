@@ -14,6 +14,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from qsync.broker.op_values import Completion, Killed, Retried
+from qsync.callbacks import stops_caller
 from qsync.errors import Retry, SkipRetry, TaskFailed
 from qsync.hooks import Event, Hooks, log_failure
 from qsync.mux import CallNext
@@ -96,7 +97,9 @@ class HookCalls:
                 answer = await self._invoker.call_beside(info.type, hook, info, *error)
                 if inspect.isawaitable(answer):
                     await answer
-            except Exception as broken:
+            except BaseException as broken:
+                if stops_caller(broken):
+                    raise
                 log_failure(event, hook, info.id, broken)
 
     def _spawn(self, call: Coroutine[Any, Any, None]) -> None:

@@ -164,10 +164,13 @@ class Invoker:
         if handler is None or handler.place != "thread" or inspect.iscoroutinefunction(hook):
             return hook(*args)
         try:
-            called = self.threads.submit(contextvars.copy_context(), hook, args, {})
+            called = self.threads.submit(contextvars.copy_context(), _try, (hook, args), {})
         except RuntimeError:  # the server has closed the pool
             return hook(*args)
-        return await called
+        answer, error = await called
+        if error is not None:
+            raise error
+        return answer
 
     def room_of(self, types: Iterable[str]) -> float:
         """Return how many more tasks of these types a thread or process can begin at once; infinity
@@ -291,6 +294,17 @@ def _around_call(
         return inner(info if task is None else task)
 
     return middleware(info, call_next)
+
+
+def _try(hook: Callable[..., Any], args: Sequence[Any]) -> tuple[Any, BaseException | None]:
+    """Return what the hook returns and None, or None and what the hook raises.
+
+    A GeneratorExit in a future would close all coroutines that await the future.
+    """
+    try:
+        return hook(*args), None
+    except BaseException as error:
+        return None, error
 
 
 def _claim() -> Claim | None:
