@@ -118,7 +118,7 @@ def retry_delay(policy: RetryPolicy, attempt: int, error: Exception) -> float:
     """Return the delay before the next attempt, in seconds; `attempt` is the number of the failed
     attempt, from 1.
 
-    If the policy raises, or returns a value outside 0 s to 100 years, the function logs a warning
+    If the policy raises any exception, or returns a value outside 0 s to 100 years, the function logs a warning
     and returns the default delay. The warning omits the text of the exception, which may contain
     the payload.
     """
@@ -128,7 +128,7 @@ def retry_delay(policy: RetryPolicy, attempt: int, error: Exception) -> float:
     if callable(policy):
         try:
             answer = policy(attempt, error)
-        except Exception as raised:
+        except BaseException as raised:  # even SystemExit, which would end the server
             log.warning("retry_delay raised %s; using the default delay", raised_at(raised))
             return default_delay(attempt)
     elif isinstance(policy, list | tuple) and policy:

@@ -121,6 +121,49 @@ def test_task_with_rules_is_retried_or_dies(app: Qsync) -> None:
     assert asked == [(1, "ConnectionError"), (2, "ConnectionError")]
 
 
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, GeneratorExit, SystemExit, ValueError])
+@pytest.mark.parametrize("option", ["retry_delay", "backoff", "retry_for"])
+def test_any_error_of_a_rule_is_logged_and_the_task_retried(
+    app: Qsync, caplog: pytest.LogCaptureFixture, option: str, raised: type[BaseException]
+) -> None:
+    runs: list[int] = []
+
+    def delay(attempt: int, error: Exception) -> float:
+        raise raised
+
+    class BrokenBackoff(ExponentialBackoff, frozen=True):
+        def __call__(self, attempt: int, error: object = None) -> float:
+            raise raised
+
+    class BrokenMeta(type):
+        def __instancecheck__(cls, instance: object) -> bool:
+            raise raised
+
+    class BrokenClass(Exception, metaclass=BrokenMeta): ...
+
+    rules: dict[str, Any] = {
+        "retry_delay": {"retry_delay": delay},
+        "backoff": {"retry_delay": None},
+        "retry_for": {"retry_for": BrokenClass, "retry_delay": lambda attempt, error: 0},
+    }
+
+    @app.task(name="t", retry=1, retention=60, **rules[option])
+    async def work() -> int:
+        runs.append(1)
+        if len(runs) == 1:
+            raise OSError
+        return len(runs)
+
+    async def use() -> None:
+        policy: Any = BrokenBackoff() if option == "backoff" else None
+        async with app, app.server(concurrency=1, retry_delay=policy):
+            assert await (await work.enqueue()).result(30) == 2
+
+    asyncio.run(use())
+    name = "retry_for or dont_retry_for" if option == "retry_for" else "retry_delay"
+    assert f"{name} raised {raised.__name__} at" in caplog.text
+
+
 def test_handler_of_a_mux_has_rules_too(app: Qsync) -> None:
     mux = Mux()
     finals: list[bool] = []

@@ -3,6 +3,7 @@ I/O."""
 
 from __future__ import annotations
 
+import logging
 import math
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Final
@@ -28,7 +29,9 @@ from qsync.server.error_text import (
     first_line,
 )
 from qsync.server.queue_state import LeasedTask
-from qsync.value_text import class_name, class_path, shorten
+from qsync.value_text import class_name, class_path, raised_at, shorten
+
+log: Final = logging.getLogger("qsync.server")
 
 TOO_LATE: Final = "deadline passed before it could start"
 
@@ -78,7 +81,7 @@ def failed(
         snoozes=leased.failure.snoozes,
     )  # fmt: skip
     hopeless = SkipRetry | BadPayload | NeverRun | ResultNotKept
-    final = isinstance(error, hopeless) or rules.is_final(error)
+    final = isinstance(error, hopeless) or _is_final(rules, error)
     if final or attempt > leased.message.retry:
         return _kill(leased, record, failed=True)
     delay_us = _delay_us(leased, attempt, error, rules.delay or policy)
@@ -88,6 +91,16 @@ def failed(
         return _kill(leased, replace(record, error=why), failed=True)
     record = replace(record, due_us=now_us + delay_us)
     return Retried(leased.id, leased.token, delay_us, _encoded(leased, record))
+
+
+def _is_final(rules: RetryRules, error: BaseException) -> bool:
+    """Return whether the rules forbid a retry; False if a class in them raises, e.g. in the
+    `__instancecheck__` of its metaclass."""
+    try:
+        return rules.is_final(error)
+    except BaseException as raised:  # even SystemExit, which would end the server
+        log.warning("retry_for or dont_retry_for raised %s; the task is retried", raised_at(raised))
+        return False
 
 
 def snoozed(leased: LeasedTask, error: Snooze, now_us: int) -> Settlement:
