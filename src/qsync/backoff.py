@@ -118,9 +118,9 @@ def retry_delay(policy: RetryPolicy, attempt: int, error: Exception) -> float:
     """Return the delay before the next attempt, in seconds; `attempt` is the number of the failed
     attempt, from 1.
 
-    If the policy raises any exception, or returns a value outside 0 s to 100 years, the function logs a warning
-    and returns the default delay. The warning omits the text of the exception, which may contain
-    the payload.
+    If the policy raises any exception, or returns a value outside 0 s to 100 years, the function
+    logs a warning and returns the default delay. The warning omits the text of the exception, which
+    may contain the payload.
     """
     if policy is None:
         return default_delay(attempt)

@@ -39,6 +39,7 @@ def test_on_error_and_retry_delay_get_the_class_that_was_raised(valkey: Store, p
         "value": handlers.fail_with_value, "own": handlers.fail, "key": handlers.fail_with_key,
         "attributes": handlers.fail_with_attributes, "local": handlers.fail_locally,
         "exit": handlers.leave, "os": handlers.fail_with_os_error,
+        "cancelled": handlers.fail_with_cancelled_error,
     }  # fmt: skip
     for name, function in kinds.items():
         mux.handle(name, executor="process")(function)
@@ -86,8 +87,54 @@ def test_on_error_and_retry_delay_get_the_class_that_was_raised(valkey: Store, p
     # and the original name.
     assert isinstance(told["local"], LookupError)
     assert type(told["local"]).__name__ == "LocalError"
-    assert isinstance(told["exit"], HandlerError)
+    assert type(told["exit"]) is SystemExit
+    assert told["exit"].args == (7,)
+    assert isinstance(told["cancelled"], HandlerError)
     assert {"ValueError", "OddError", "SlowDownError", "FileNotFoundError"} <= asked.keys()
+
+
+def test_exception_groups_of_a_process_match_retry_rules(valkey: Store, prefix: str) -> None:
+    mux = Mux()
+    rules: dict[str, dict[str, Any]] = {
+        "group": {"retry_for": ExceptionGroup},
+        "base": {"retry_for": BaseExceptionGroup},
+        "exit": {"retry_for": SystemExit},
+        "refused": {"dont_retry_for": ExceptionGroup},
+    }
+    for name, options in rules.items():
+        function = handlers.leave if name == "exit" else handlers.fail_with_group
+        options = {"retry_delay": lambda attempt, error: 0, **options}
+        mux.handle(name, executor="process", **options)(function)
+    told: dict[str, BaseException] = {}
+    attempts: dict[str, int] = {}
+
+    def on_error(error: BaseException, task: TaskInfo) -> None:
+        told[task.type] = error
+        attempts[task.type] = task.attempt
+
+    async def main() -> None:
+        async with (
+            bench(valkey.url, prefix) as b,
+            b.server(mux, processes=1, on_error=on_error),
+        ):
+            for name in rules:
+                handle = await b.client.enqueue(Task(name, retry=1))
+                await b.reaches(handle.id, "dead")
+            await wait_until_async(lambda: len(told) == len(rules))
+
+    asyncio.run(main())
+    assert attempts == {"group": 2, "base": 2, "exit": 2, "refused": 1}
+    group = told["group"]
+    assert type(group) is ExceptionGroup
+    assert group.message == "several"
+    value, odd, inner = group.exceptions
+    assert type(value) is ValueError
+    assert value.args == (1,)
+    assert type(odd) is handlers.OddError
+    assert type(inner) is ExceptionGroup
+    assert isinstance(inner.exceptions[0], HandlerError)  # an unknown class
+    assert str(inner.exceptions[0]).startswith("LocalError: ")
+    assert str(group) == "several (3 sub-exceptions)"
 
 
 @pytest.mark.faults(96)

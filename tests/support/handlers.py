@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -142,6 +143,17 @@ def fail_without_text(task: TaskInfo) -> None:
 
 def leave(task: TaskInfo) -> None:
     raise SystemExit(7)
+
+
+def fail_with_cancelled_error(task: TaskInfo) -> None:
+    raise asyncio.CancelledError
+
+
+def fail_with_group(task: TaskInfo) -> None:
+    class LocalError(Exception): ...
+
+    inner = ExceptionGroup("inner", [LocalError("here")])
+    raise ExceptionGroup("several", [ValueError(1), OddError("it ", "broke"), inner])
 
 
 def exit_hard(task: TaskInfo) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -24,7 +23,7 @@ from qsync.errors import InvalidTask, RateLimited, Retry, SkipRetry, Snooze
 from qsync.mux import Handler
 from qsync.server import process_pool_child
 from qsync.server.child_context import ChildSetup
-from qsync.server.process_pool_child import Raised, Reply
+from qsync.server.process_pool_child import Reply
 from qsync.server.process_pool_member import (
     WINDOW,
     HandlerCall,
@@ -34,6 +33,7 @@ from qsync.server.process_pool_member import (
     fail,
 )
 from qsync.server.queue_state import Claim, HandlerNotStarted, LeasedTask
+from qsync.server.rebuilt_errors import original_of
 from qsync.task import TaskInfo
 
 __all__ = ["HandlerError", "ProcessPool"]
@@ -372,53 +372,3 @@ def _outcome(reply: Reply) -> Any:
             error = HandlerError(f"{name}: {text}" if text else name, traceback)
             error.original = original_of(reply)
             raise error
-
-
-def original_of(raised: Raised) -> Exception | None:
-    """Return an exception of the raised class, or of a new subclass with the same name and text.
-
-    Return None if this process has none of the exception's classes except Exception, or if the
-    exception is not derived from Exception.
-    """
-    for module, name in raised.classes:
-        error_class = _find(module, name)
-        if error_class is Exception:
-            return None
-        if error_class is not None:
-            exact = (module, name) == tuple(raised.classes[0])
-            return _make(error_class, raised, exact=exact)
-    return None
-
-
-def _find(module: str, name: str) -> type[Exception] | None:
-    value: Any = sys.modules.get("__main__" if module == "__mp_main__" else module)
-    for part in name.split("."):
-        value = getattr(value, part, None)
-    return value if isinstance(value, type) and issubclass(value, Exception) else None
-
-
-def _make(error_class: type[Exception], raised: Raised, *, exact: bool) -> Exception | None:
-    """Create the exception without calling `__init__`, whose parameters are unknown; set its
-    attributes."""
-    try:
-        error = _filled(error_class, raised)
-        if exact and str(error) == raised.text:
-            return error
-    except Exception:  # the program's class may raise anything
-        exact = False
-    try:
-        text = raised.text
-        names = {"__str__": lambda self: text, "__module__": raised.classes[0][0]}
-        named = type(raised.name.rpartition(".")[2], (error_class,), names)
-        return _filled(named, raised)
-    except Exception:
-        return None
-
-
-def _filled(error_class: type[Exception], raised: Raised) -> Exception:
-    error = error_class.__new__(error_class, *raised.args)
-    error.args = tuple(raised.args)
-    for name, value in raised.attributes.items():
-        setattr(error, name, value)
-    error.traceback = raised.traceback  # type: ignore[attr-defined]
-    return error

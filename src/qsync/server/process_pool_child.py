@@ -35,6 +35,12 @@ from qsync.value_text import class_name, shorten
 TRACEBACK_LIMIT: Final = 16 * 1024
 """Maximum length of a traceback in a reply, in characters."""
 
+GROUP_LIMIT: Final = 20
+"""Maximum number of exceptions of an exception group in a reply."""
+
+GROUP_DEPTH: Final = 3
+"""Number of levels of nested exception groups in a reply."""
+
 
 at_start: Final[list[Callable[[], None]]] = []
 """Functions that a new process calls first. These functions are pickled, so they must be importable
@@ -76,6 +82,8 @@ class Raised(msgspec.Struct, tag=True):
     """Arguments of the exception if all of them are plain values, else only its message."""
     attributes: dict[str, Any] = {}
     """Attributes of the exception that are plain values."""
+    exceptions: list[Raised] = []
+    """The first GROUP_LIMIT exceptions of an exception group, without their tracebacks."""
 
 
 class AskedRetry(msgspec.Struct, tag=True):
@@ -262,22 +270,32 @@ def _described(error: BaseException) -> Reply:
     return _raised(error)
 
 
-def _raised(error: BaseException) -> Raised:
-    try:
-        trace = "".join(traceback.format_exception(error))
-    except BaseException:  # e.g. from a __str__ that raises
-        trace = "".join(traceback.format_tb(error.__traceback__))
+def _raised(error: BaseException, depth: int = 0) -> Raised:
+    """Describe an exception; `depth` is the number of groups that contain it."""
     text = _text(error)
-    raised = Raised(class_name(error), text, _valid(trace[-TRACEBACK_LIMIT:]))
+    raised = Raised(class_name(error), text, "" if depth else _trace(error))
     with contextlib.suppress(BaseException):
         raised.classes = [(cls.__module__, cls.__qualname__) for cls in type(error).__mro__]
         args = list(error.args)
         raised.args = args if all(map(_is_plain, args)) else [text]
+        if isinstance(error, BaseExceptionGroup) and depth < GROUP_DEPTH:
+            raised.args = [_valid(error.message[:ERROR_LIMIT])]
+            raised.exceptions = [
+                _raised(part, depth + 1) for part in error.exceptions[:GROUP_LIMIT]
+            ]
         attributes = {name: value for name, value in vars(error).items() if _is_plain(value)}
         raised.attributes = {name: attributes[name] for name in attributes if name[:2] != "__"}
         codec.encode(raised)
         return raised
     return Raised(raised.name, raised.text, raised.traceback)
+
+
+def _trace(error: BaseException) -> str:
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except BaseException:  # e.g. from a __str__ that raises
+        trace = "".join(traceback.format_tb(error.__traceback__))
+    return _valid(trace[-TRACEBACK_LIMIT:])
 
 
 def _is_plain(value: object) -> bool:

@@ -51,7 +51,7 @@ class HandlerError(QsyncError):
     exception of that class.
     """
 
-    original: Exception | None = None
+    original: BaseException | None = None
 
     def __init__(self, message: str, traceback: str = "") -> None:
         super().__init__(message)
