@@ -48,6 +48,8 @@ class _PayloadParameter(NamedTuple):
     default: Any
     convert: Convert
     transport: ValueTransport
+    item: ValueTransport | None = None
+    """Transport of one argument of `*args`; None for the other parameters."""
 
 
 class Signature:
@@ -275,11 +277,13 @@ class Signature:
         return self._convert(slot, slot.name, msgspec.Raw(data))
 
     def _carry(self, name: str, value: Any, *, sort: bool = False) -> Any:
-        transport = (self._by_name.get(name) or self._slots[-1]).transport
-        if type(value) in transport.leaves:
+        slot = self._by_name.get(name) or self._slots[-1]
+        if type(value) in slot.transport.leaves:
             return value
         try:
-            return transport.carry(value, sort=sort)
+            if slot.item is not None and _check_items(slot.item, value):
+                return value
+            return slot.transport.carry(value, sort=sort)
         except codec.CodecError as error:
             text = f"task {self._name!r}: argument {name!r}: {error}"
         raise InvalidTask(text)
@@ -358,10 +362,30 @@ def _unpacked(
 
 
 def _slot(name: str, parameter: Parameter, hint: Any) -> _PayloadParameter:
-    annotation = list[hint] if parameter.kind is Parameter.VAR_POSITIONAL else hint
+    several = parameter.kind is Parameter.VAR_POSITIONAL
+    annotation = list[hint] if several else hint
     try:
         convert = converter(annotation)
+        item = ValueTransport(hint, converter(hint)) if several else None
     except ConfigError as error:
         raise ConfigError(f"task {name!r}: parameter {parameter.name!r}: {error}") from error
     transport = ValueTransport(annotation, convert)
-    return _PayloadParameter(parameter.name, parameter.kind, parameter.default, convert, transport)
+    return _PayloadParameter(
+        parameter.name, parameter.kind, parameter.default, convert, transport, item
+    )
+
+
+def _check_items(transport: ValueTransport, values: Sequence[Any]) -> bool:
+    """Return whether msgpack carries all arguments of `*args` unchanged without a copy.
+
+    Raise CodecError, which names the position, if an argument does not match the annotation.
+    """
+    plain = True
+    for index, value in enumerate(values):
+        if type(value) not in transport.leaves:
+            plain = False
+            try:
+                transport.carry(value)
+            except codec.CodecError as error:
+                raise codec.CodecError(f"[{index}]: {error}") from None
+    return plain

@@ -413,3 +413,43 @@ def test_return_type_that_no_payload_can_hold_is_ignored() -> None:
         return [1]
 
     assert Signature("t", function).result_of(Result(codec.encode([1]))) == [1]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "values", "says"),
+    [
+        (int, (1, "2"), "[1]: expected int, got str"),
+        (int, (True,), "[0]: expected int, got bool"),
+        (int, (2.0,), "[0]: expected int, got float"),
+        (float, (1, "1"), "[1]: expected float, got str"),
+        (list[int], ([1], "x"), "[1]: expected list[int], got str"),
+        (list[int], ((1, 2),), "[0]: expected list, got tuple"),
+        (Colour, ("red",), "[0]: expected Colour, got str"),
+        (Any, ((1, 2), {3}, Colour.RED), "[2]: Colour would arrive as str; annotate it"),
+    ],
+)
+def test_each_value_of_args_is_checked_when_it_is_passed(
+    annotation: Any, values: tuple[Any, ...], says: str
+) -> None:
+    def task(*rest: Any) -> None: ...
+
+    task.__annotations__["rest"] = annotation
+    with pytest.raises(InvalidTask, match=re.escape(f"argument 'rest': {says}")):
+        Signature("t", task).bind(values, {})
+
+
+@pytest.mark.parametrize(
+    ("annotation", "values"),
+    [
+        (int, (1, 2)),
+        (float, (1, 2.5)),
+        (Colour, (Colour.RED,)),
+        (Any, ((1, 2), {3}, "x", UUID(int=1))),
+    ],
+)
+def test_values_of_args_arrive_unchanged(annotation: Any, values: tuple[Any, ...]) -> None:
+    def task(*rest: Any) -> Any:
+        return rest
+
+    task.__annotations__["rest"] = annotation
+    assert through(task, *values) == values
