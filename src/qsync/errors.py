@@ -192,7 +192,8 @@ class RateLimited(Snooze):
 
     As with Snooze, no attempt is counted. Until that time, no other task that has the limit starts.
     `limit` is one of the task's limits, e.g. "customer:42", or its name; None means the first
-    limit. For a task without limits, RateLimited is the same as Snooze.
+    limit. If the task does not have the limit, the attempt fails with a ConfigError. For a task
+    without limits, RateLimited without `limit` is the same as Snooze.
     """
 
     def __init__(

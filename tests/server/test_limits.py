@@ -211,7 +211,28 @@ async def test_rate_limited_for_a_limit_of_another_task_is_a_failed_attempt(app:
 
         await wait_until_async(dead)
         error = (await handle.info()).last_error or ""
-    assert "RateLimited: limit: the task has no limit 'stripe', only api" in error
+    assert "RateLimited: limit: the task has no limit 'stripe', only api; name one of" in error
+
+
+@pytest.mark.parametrize("name", ["stripe", "unknown"])
+async def test_rate_limited_for_a_limit_of_a_task_without_limits_is_a_failed_attempt(
+    app: Qsync, name: str
+) -> None:
+    app.limit("stripe", concurrency=1)
+
+    @app.task(name="call", retry=0)
+    async def call() -> None:
+        raise RateLimited(retry_after=1, limit=name)
+
+    async with app, app.server():
+        handle = await call.enqueue()
+
+        async def dead() -> bool:
+            return (await handle.info()).state == "dead"
+
+        await wait_until_async(dead)
+        error = (await handle.info()).last_error or ""
+    assert f"RateLimited: limit: the task has no limit '{name}', nor any other limit" in error
 
 
 def thread(mux: Mux) -> None:

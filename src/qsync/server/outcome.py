@@ -131,17 +131,22 @@ def snoozed(leased: LeasedTask, error: Snooze, now_us: int) -> Settlement:
 
 
 def _closed_limit(leased: LeasedTask, error: RateLimited) -> str | None:
-    """Return the limit that the error closes; None for a task without limits."""
+    """Return the limit that the error closes; None if neither the error nor the task has a limit.
+
+    Raise ConfigError if the error names a limit that the task does not have.
+    """
     options = leased.message.options
     limits = () if options is None else options.limits or ()
-    if not limits or error.limit is None:
+    if error.limit is None:
         return limits[0] if limits else None
     for limit in limits:
         if error.limit in (limit, limit_name(limit)):
             return limit
-    names = ", ".join(limits)
-    msg = f"RateLimited: limit: the task has no limit {shorten(error.limit)}, only {names}"
-    raise ConfigError(msg)
+    others = f"only {', '.join(limits)}" if limits else "nor any other limit"
+    raise ConfigError(
+        f"RateLimited: limit: the task has no limit {shorten(error.limit)}, {others}; name one of "
+        "the task's limits=, or add the limit to them"
+    )
 
 
 def _delay_us(leased: LeasedTask, attempt: int, error: BaseException, policy: RetryPolicy) -> int:
