@@ -4,23 +4,41 @@ code that calls them."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
-from typing import Any
+from typing import Any, Final
 
 from qsync.loop_internals import running_loop
 
 
 def takes(function: Any, count: int) -> bool:
-    """Return whether the value can be called with this number of positional arguments."""
+    """Return whether the value can be called with this number of positional arguments; True if its
+    signature is unknown."""
     if not callable(function):
         return False
     try:
-        inspect.signature(function).bind(*range(count))
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # e.g. a builtin
+        return True
+    try:
+        signature.bind(*range(count))
     except TypeError:
         return False
-    except ValueError:  # a builtin without a readable signature
-        return True
     return True
+
+
+def yields(function: Any) -> bool:
+    """Return whether the value is a generator function, `def` or `async def`, whose body does not
+    run when it is called."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function) and callable(function):
+        function = type(function).__call__
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+NEVER_RUNS: Final = "is a generator function, whose body would never run"
+"""Reason for which a generator function is refused."""
 
 
 def stops_caller(error: BaseException) -> bool:

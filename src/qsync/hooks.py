@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeVar, get_args
 
-from qsync.callbacks import takes
+from qsync.callbacks import NEVER_RUNS, takes, yields
 from qsync.errors import ConfigError
 from qsync.value_text import raised_at, shorten
 
@@ -36,9 +36,11 @@ class Hooks:
     def add(self, event: object, hook: F) -> F:
         """Add a hook and return it.
 
-        Raise ConfigError if the hook cannot take the event's arguments.
+        Raise ConfigError if the hook cannot take the event's arguments, or is a generator function.
         """
         hooks = self._by_event[check_event(event)]
+        if yields(hook):
+            raise ConfigError(f"on {event!r}: {shorten(hook)} {NEVER_RUNS}: do not yield")
         arguments = ("task", "error") if event in WITH_ERROR else ("task",)
         if not takes(hook, len(arguments)):
             parameters = ", ".join(arguments)

@@ -231,6 +231,12 @@ class LimitTemplates:
         ]
 
 
+_NOTHING_TO_FILL: Final = (
+    "nor any other; only the arguments of an @app.task function fill placeholders, so name the "
+    "limit without them, e.g. 'customer'"
+)
+
+
 def _parts(text: str, parameters: Sequence[str]) -> list[tuple[str, str | None]]:
     try:
         fields = list(Formatter().parse(text))
@@ -240,8 +246,8 @@ def _parts(text: str, parameters: Sequence[str]) -> list[tuple[str, str | None]]
     for literal, name, form, conversion in fields:
         if name is not None and name not in parameters:
             hint = did_you_mean(name, parameters)
-            there = ", ".join(parameters) or "none"
-            msg = f"limits: {shorten(text)}: no parameter {shorten(name)}, only {there}{hint}"
+            there = f"only {', '.join(parameters)}{hint}" if parameters else _NOTHING_TO_FILL
+            msg = f"limits: {shorten(text)}: no parameter {shorten(name)}, {there}"
             raise InvalidTask(msg)
         if form or conversion:
             msg = f"limits: {shorten(text)}: write {{{name}}} without a conversion or a format"

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypeVar
 
+from qsync.callbacks import NEVER_RUNS, takes, yields
 from qsync.errors import ConfigError, InvalidTask, at_definition
 from qsync.retry_policy import NO_RULES, DelayCallable, ErrorClasses, RetryRules, retry_rules
 from qsync.running_task import running
@@ -147,7 +148,6 @@ class Mux:
         handler.
         """
         _check_type(type)
-
         rules = retry_rules(
             retry_delay=retry_delay, retry_for=retry_for, dont_retry_for=dont_retry_for
         )
@@ -180,6 +180,7 @@ class Mux:
         Raises ConfigError if the type already has a handler, the function cannot be a batch
         handler, or an option is wrong.
         """
+        _check_type(type, "batch")
         rules = retry_rules(
             retry_delay=retry_delay, retry_for=retry_for, dont_retry_for=dont_retry_for
         )
@@ -265,12 +266,9 @@ def make_batch_handler(
         msg = f"max_size: {shorten(max_size)} is not a whole number from 1 to {BATCH_SIZE_LIMIT}"
         raise ConfigError(msg)
     with at_definition():
-        wait_s = duration_us("max_wait", max_wait) / 1_000_000
-    if wait_s > BATCH_WAIT_LIMIT_S:
-        msg = f"max_wait: {shorten(max_wait)} is over the limit of {BATCH_WAIT_LIMIT_S:.0f} seconds"
-        raise ConfigError(msg)
+        wait_us = duration_us("max_wait", max_wait, maximum=BATCH_WAIT_LIMIT_S)
     why = _handler_problem(function, takes_task=False)
-    if why is None and not _takes(function, 1):
+    if why is None and not takes(function, 1):
         why = "cannot be called with a list of tasks alone; a batch handler is `def (tasks)`"
     if why is not None:
         raise ConfigError(f"batch handler of {type!r}: {shorten(function)} {why}")
@@ -281,7 +279,7 @@ def make_batch_handler(
         raise ConfigError(f"{msg}; make it `async def`")
     return Handler(
         type, function, place, around, _tasks_of_call, rules=rules,
-        batch=BatchLimits(max_size, wait_s),
+        batch=BatchLimits(max_size, wait_us / 1_000_000),
     )  # fmt: skip
 
 
@@ -304,7 +302,12 @@ def check_middlewares(middleware: object) -> tuple[Middleware, ...]:
         raise ConfigError(msg)
     around = tuple(middleware)
     for inner in around:
-        if not callable(inner) or not _takes(inner, 2):
+        if yields(inner):
+            raise ConfigError(
+                f"middleware: {shorten(inner)} {NEVER_RUNS}: return the value of `call_next()`, "
+                "without `yield`"
+            )
+        if not takes(inner, 2):
             raise ConfigError(
                 f"middleware: {shorten(inner)} is neither `def (task, call_next)`, for handlers in "
                 "threads, nor `async def (task, call_next)`"
@@ -312,11 +315,11 @@ def check_middlewares(middleware: object) -> tuple[Middleware, ...]:
     return around
 
 
-def _check_type(type: object) -> None:
+def _check_type(type: object, decorator: str = "handle") -> None:
     try:
         check_type(type)
     except InvalidTask as error:
-        raise ConfigError(f'{error}; e.g. @mux.handle("reindex-file")') from None
+        raise ConfigError(f'{error}; e.g. @mux.{decorator}("reindex-file")') from None
 
 
 def _handler_problem(function: object, *, takes_task: bool) -> str | None:
@@ -325,24 +328,11 @@ def _handler_problem(function: object, *, takes_task: bool) -> str | None:
         return "is not callable"
     if inspect.isclass(function):
         return "is a class; pass an instance of it, or a function"
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        return "is a generator function, whose body would never run"
-    if takes_task and not _takes(function, 1):
+    if yields(function):
+        return NEVER_RUNS
+    if takes_task and not takes(function, 1):
         return "cannot be called with the task alone; a handler is `def (task)`"
     return None
-
-
-def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Return whether `count` positional arguments match the signature; True if it is unknown."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # e.g. a builtin
-        return True
-    try:
-        signature.bind(*range(count))
-    except TypeError:
-        return False
-    return True
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

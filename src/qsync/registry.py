@@ -159,6 +159,7 @@ class Registry:
         with a list as its only argument, or an option is wrong.
         """
         with at_definition():
+            _check_batch_name(name)
             executor = cast("dict[str, Any]", options).get("executor")
             if executor is not None:
                 msg = f"batch: executor={shorten(executor)} is not possible; a batch handler runs"
@@ -167,7 +168,6 @@ class Registry:
 
         def register(function: Callable[[list[TaskInfo]], Any]) -> BatchFunction[Any]:
             with at_definition():
-                _check_task_name(name)
                 batch = BatchFunction(
                     function, self._connections, name=name, max_size=max_size, max_wait=max_wait,
                     middleware=middleware, retry_for=retry_for, dont_retry_for=dont_retry_for,
@@ -412,6 +412,15 @@ class Registry:
         from qsync.server.periodic import PeriodicTask
 
         return PeriodicTask(periodic, partial(task.build, **values) if values else task.build)
+
+
+def _check_batch_name(name: object) -> None:
+    """Raise ConfigError unless a name of `app.batch` is valid, e.g. for a decorator without
+    parentheses."""
+    if callable(name):
+        msg = f'batch: {shorten(name)} is not a name; write @app.batch("insert") or @app.batch()'
+        raise ConfigError(msg)
+    _check_task_name(name)
 
 
 def _check_task_name(name: object) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from qsync.callbacks import takes
+from qsync.backoff import ExponentialBackoff
+from qsync.callbacks import takes, yields
 from qsync.errors import ConfigError, Retry
 from qsync.value_text import shorten
 
@@ -48,6 +49,9 @@ def retry_rules(
 
     Raise ConfigError, which names the option, if an option is wrong.
     """
+    if isinstance(retry_delay, type) and issubclass(retry_delay, ExponentialBackoff):
+        name = retry_delay.__name__
+        raise ConfigError(f"retry_delay: {name} is a class; pass an instance of it: {name}()")
     if retry_delay is not None and not _takes_two(retry_delay):
         msg = f"retry_delay: {shorten(retry_delay)} is not `def (attempt, error) -> delay`"
         raise ConfigError(msg)
@@ -70,4 +74,4 @@ def _classes(option: str, value: Any) -> tuple[type[BaseException], ...]:
 
 
 def _takes_two(function: Any) -> bool:
-    return takes(function, 2) and not inspect.iscoroutinefunction(function)
+    return takes(function, 2) and not inspect.iscoroutinefunction(function) and not yields(function)

@@ -35,6 +35,7 @@ from typing import (
 )
 
 from qsync.backoff import ExponentialBackoff, RetryPolicy
+from qsync.callbacks import NEVER_RUNS, yields
 from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
 from qsync.declared_limits import DeclaredLimits
@@ -343,8 +344,8 @@ def check_function(function: Any, where: str = "task") -> None:
         problem = f"is a method of class {function.__qualname__.split('.')[-2]}; {_METHOD}"
     elif function.__name__ == "<lambda>":
         problem = "has no name; use def"
-    elif inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        problem = "is a generator function, whose body would never run"
+    elif yields(function):
+        problem = NEVER_RUNS
     else:
         return
     raise ConfigError(f"{where}: {shorten(function)} {problem}")

@@ -26,10 +26,12 @@ LAST: Final = datetime.max.replace(tzinfo=UTC)
 """First and last possible time."""
 
 
-def duration_us(field: str | Phrase, value: Duration, *, minimum: float = 0.0) -> int:
+def duration_us(
+    field: str | Phrase, value: Duration, *, minimum: float = 0.0, maximum: float = MAX_SECONDS
+) -> int:
     """Return a duration in microseconds.
 
-    Raises InvalidTask unless the duration is from `minimum` to MAX_SECONDS.
+    Raises InvalidTask unless the duration is from `minimum` to `maximum`, in seconds.
     """
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
@@ -45,11 +47,11 @@ def duration_us(field: str | Phrase, value: Duration, *, minimum: float = 0.0) -
                 field=field, value=shorten(value),
             )
         )  # fmt: skip
-    if not math.isfinite(seconds) or not minimum <= seconds <= MAX_SECONDS:
+    if not math.isfinite(seconds) or not minimum <= seconds <= maximum:
         raise InvalidTask(
             phrase(
                 "%(field)s: %(value)s is not between %(least)s and %(most)s seconds",
-                field=field, value=shorten(value), least=float(minimum), most=f"{MAX_SECONDS:.0f}",
+                field=field, value=shorten(value), least=float(minimum), most=f"{maximum:.0f}",
             )
         )  # fmt: skip
     return round(seconds * 1_000_000)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qsync import CallNext, ConfigError, Mux, Qsync, Task, TaskInfo, current
+from qsync import CallNext, ConfigError, ExponentialBackoff, Mux, Qsync, Task, TaskInfo, current
 from qsync.cli.worker import worker as worker_command
 from qsync.keys import server_of_token
 from qsync.server import config
@@ -69,7 +69,10 @@ def test_iterable_defaults_apply_to_each_server() -> None:
     [
         ({"concurrency": 0}, "concurrency: 0"),
         ({"concurency": 5}, "concurency: unknown option"),
-        ({"on_error": 5}, "on_error: 5"),
+        ({"on_error": 5}, r"on_error: 5 is not a function \(error, task\), def or async def"),
+        ({"on_error": lambda error: None}, r"is not a function \(error, task\), def or async def"),
+        ({"retry_delay": ExponentialBackoff}, r"pass an instance of it: ExponentialBackoff\(\)"),
+        ({"queues": ["a", "b", "a"]}, "queues: 'a' is listed twice"),
         ({"retry_delay": []}, "retry_delay: must list"),
         ({"retry_delay": [1, -1]}, "retry_delay: -1"),
         ({"retry_delay": lambda: 5}, r"retry_delay: .* is not `def \(attempt, error\) -> delay`"),

@@ -109,6 +109,52 @@ def test_invalid_middleware_is_refused_at_every_registration(middleware: Any) ->
             register()
 
 
+class GeneratorHandler:
+    def __call__(self, task: TaskInfo) -> Iterator[int]:
+        yield 1
+
+
+def generator_around(task: TaskInfo, call_next: Any) -> Iterator[None]:
+    yield
+
+
+async def async_generator_around(task: TaskInfo, call_next: Any) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    "function",
+    [generator_around, async_generator_around, functools.partial(generator_around)],
+)
+def test_generator_functions_are_refused_wherever_a_function_is_registered(function: Any) -> None:
+    app = Qsync("redis://localhost:1")
+    for register in (
+        lambda: Mux().handle("t", middleware=[function])(plain),
+        lambda: app.server(middleware=[function]),
+        lambda: app.server(on_error=function),
+        lambda: app.on("failed")(function),
+    ):
+        with pytest.raises(ConfigError, match="is a generator function, whose body would never"):
+            register()
+    with pytest.raises(ConfigError, match="retry_delay: "):
+        Mux().handle("t", retry_delay=function)
+    with pytest.raises(ConfigError, match="is a generator function, whose body would never run"):
+        Mux().handle("t")(GeneratorHandler())
+
+
+def test_batch_decorators_without_parentheses_are_refused() -> None:
+    def insert(tasks: list[TaskInfo]) -> None: ...
+
+    app: Any = Qsync("redis://localhost:1")
+    with pytest.raises(ConfigError, match=r'write @app.batch\("insert"\) or @app.batch\(\)$'):
+        app.batch(insert)
+    with pytest.raises(ConfigError, match=r"^name: must be 1 to 256 printable characters, not 5$"):
+        app.batch(5)
+    mux: Any = Mux()
+    with pytest.raises(ConfigError, match=r'^type: .*; e\.g\. @mux.batch\("reindex-file"\)$'):
+        mux.batch(insert)
+
+
 def test_middleware_of_a_handler_may_be_any_iterable() -> None:
     mux = Mux()
     mux.handle("t", middleware=iter([around]))(plain)

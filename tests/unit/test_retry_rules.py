@@ -49,6 +49,7 @@ def test_rules_say_which_errors_are_final(
         ),
         ({"retry_for": int}, "retry_for: <class 'int'>"),
         ({"retry_delay": lambda: 1}, "retry_delay: "),
+        ({"retry_delay": ExponentialBackoff}, "retry_delay: ExponentialBackoff is a class; pass"),
     ],
 )
 def test_wrong_rules_are_refused_at_once(app: Qsync, options: dict[str, Any], says: str) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final, TypedDict
 
 from qsync.backoff import LONGEST_LIST, RetryPolicy
 from qsync.broker.op_values import FetchPolicy
+from qsync.callbacks import NEVER_RUNS, takes, yields
 from qsync.errors import ConfigError, at_definition
 from qsync.keys import check_name
 from qsync.mux import Middleware, Mux, check_middlewares
@@ -69,8 +70,6 @@ def _reason(value: Any) -> str | None:
 
 
 OnError = Callable[[BaseException, TaskInfo], Awaitable[None] | None]
-
-F = TypeVar("F")
 
 RESULT_LIMIT_MOST: Final = 512 * 1024 * 1024
 """Size of the largest value that a store accepts, in bytes."""
@@ -204,7 +203,7 @@ class Config:
                 msg = f"{name}: {shorten(getattr(self, name))} is neither True nor False"
                 raise ConfigError(msg)
         object.__setattr__(self, "middleware", check_middlewares(self.middleware))
-        check_callable("on_error", self.on_error)
+        _check_on_error(self.on_error)
         check_lifespan(self.lifespan)
         check_log_errors(self.log_errors)
         if self.server_id is not None:
@@ -327,11 +326,14 @@ def _version(version: object) -> str | None:
     return value
 
 
-def check_callable(name: str, value: F) -> F:
-    """Return the value if it is callable or None; raise ConfigError otherwise."""
-    if value is not None and not callable(value):
-        raise ConfigError(f"{name}: {shorten(value)} is not callable")
-    return value
+def _check_on_error(value: object) -> None:
+    if value is None:
+        return
+    if yields(value):
+        raise ConfigError(f"on_error: {shorten(value)} {NEVER_RUNS}: do not yield")
+    if not takes(value, 2):
+        msg = f"on_error: {shorten(value)} is not a function (error, task), def or async def"
+        raise ConfigError(msg)
 
 
 def _check_retry_delay(value: object) -> None:
@@ -365,6 +367,11 @@ def _weights(queues: object) -> dict[str, int]:
             check_name("queues", name)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        if name in weights:
+            raise ConfigError(
+                f"queues: {name!r} is listed twice; list it once, or give it a weight: "
+                f"{{{name!r}: 2}}"
+            )
         weights[name] = _checked_integer(f"queues: weight of {name!r}", weight, 1, MAX_WEIGHT)
     if not weights:
         raise ConfigError("queues: empty; name at least one queue")
