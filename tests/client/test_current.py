@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import pydoc
 from collections.abc import AsyncIterator
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
 import qsync
-from qsync import Qsync, QsyncError, TaskInfo, current
+from qsync import InvalidTask, Qsync, QsyncError, TaskInfo, current
 from qsync.testing import context
 from tests.support.stores import Store
 
@@ -40,6 +42,18 @@ async def months_async(task: TaskInfo, count: int) -> str:
     await asyncio.sleep(0)
     current().progress(1, count)
     return current().task.type
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -5, "3", None, 10**400])
+def test_progress_that_is_not_a_number_from_0_is_refused(value: Any) -> None:
+    with context() as given:
+        with pytest.raises(InvalidTask, match=r"^progress: done: .* is not a finite number from 0"):
+            current().progress(value, 10)
+        with pytest.raises(InvalidTask, match=r"^progress: total: .* is not a finite number"):
+            current().progress(3, value)
+        current().progress(11, 10)
+        current().progress(Decimal(3), 0)
+    assert given.told == [(11, 10), (3, 0)]
 
 
 def test_help_lists_the_members_of_current() -> None:

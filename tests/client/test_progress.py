@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from qsync import Qsync, current
+from qsync import Qsync, TaskFailed, current
 from qsync.broker import ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.diagnostics.audit import Auditor
@@ -77,5 +78,37 @@ def test_last_progress_is_readable_after_the_end(store: Store, prefix: str) -> N
 
     async def _ended(handle: object) -> bool:
         return (await handle.info()).state == "completed"  # type: ignore[attr-defined,no-any-return]  # a handle
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("kind", ["loop", "thread", "batch"])
+def test_progress_that_is_no_number_fails_the_attempt(
+    valkey: Store, prefix: str, kind: str
+) -> None:
+    app = Qsync(valkey.url, prefix=prefix)
+
+    def report(*_: object) -> None:
+        current().progress(1, 3)
+        current().progress(float("nan"), 3)
+
+    async def report_on_loop() -> None:
+        report()
+
+    def report_in_thread() -> None:
+        report()
+
+    if kind == "batch":
+        task: Any = app.batch("t", max_wait=0, retry=0, retention=60)(report)
+    else:
+        task = app.task(name="t", retry=0, retention=60)(
+            report_on_loop if kind == "loop" else report_in_thread
+        )
+
+    async def use() -> None:
+        async with app.server():
+            handle = await (task.enqueue(1) if kind == "batch" else task.enqueue())
+            with pytest.raises(TaskFailed, match="InvalidTask: progress: done: nan is not a finit"):
+                await handle.result(20)
 
     asyncio.run(use())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from qsync.errors import LeaseLost
 from qsync.server.handler_context import HandlerContext
+from qsync.server.progress_values import checked_progress
 from qsync.server.queue_state import RUNNING, LeasedTask, Stop
 from qsync.task import TaskInfo
 
@@ -86,6 +87,7 @@ class BatchContext(HandlerContext, eq=False, kw_only=True):
     def progress(self, done: float, total: float) -> None:
         """Report the progress of all tasks; raise LeaseLost once their leases are lost."""
         self.check_lease()
+        progress = checked_progress(done, total)
         for leased in self._call.tasks:
             if leased.phase is RUNNING:
-                self._tell(leased, float(done), float(total))
+                self._tell(leased, *progress)

@@ -18,6 +18,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qsync.errors import QsyncError
+from qsync.server.progress_values import checked_progress
 from qsync.task import TaskInfo
 from qsync.value_text import class_name, shorten
 
@@ -215,4 +216,4 @@ class ChildContext:
 
     def progress(self, done: float, total: float) -> None:
         """Report the task's progress to the server."""
-        self._server.report(float(done), float(total))
+        self._server.report(*checked_progress(done, total))

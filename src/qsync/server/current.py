@@ -49,6 +49,7 @@ class Current(Protocol[S_co]):
     def progress(self, done: float, total: float) -> None:
         """Report the task's progress without waiting for the store; only the last report is kept.
 
+        `total` is 0 if it is unknown. Raises InvalidTask unless both are finite numbers from 0.
         Raises LeaseLost once the server has lost the task's lease: another server may run the task.
         """
 

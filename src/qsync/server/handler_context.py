@@ -13,6 +13,7 @@ import msgspec
 
 from qsync.errors import LeaseLost
 from qsync.server.deadlock_detection import Waits
+from qsync.server.progress_values import checked_progress
 from qsync.server.queue_state import LeasedTask, Stop
 from qsync.task import TaskInfo
 
@@ -105,4 +106,4 @@ class HandlerContext(msgspec.Struct, eq=False):
     def progress(self, done: float, total: float) -> None:
         """Report the task's progress; raise LeaseLost once its lease is known to be lost."""
         self.check_lease()
-        self._tell(self._leased, float(done), float(total))
+        self._tell(self._leased, *checked_progress(done, total))

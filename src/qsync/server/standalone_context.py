@@ -8,6 +8,7 @@ from typing import Any
 
 from qsync.errors import QsyncError
 from qsync.server.current import Current, running
+from qsync.server.progress_values import checked_progress
 from qsync.task import TaskInfo
 
 
@@ -49,7 +50,7 @@ class PlainContext:
 
     def progress(self, done: float, total: float) -> None:
         """Record the task's progress in `told`."""
-        self.told.append((float(done), float(total)))
+        self.told.append(checked_progress(done, total))
 
 
 def ensure_context(type: str) -> Current | None:
