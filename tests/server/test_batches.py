@@ -14,7 +14,18 @@ from typing import Any
 
 import pytest
 
-from qsync import ConfigError, InvalidTask, Mux, Qsync, SkipRetry, Snooze, Task, TaskInfo, current
+from qsync import (
+    ConfigError,
+    DuplicateTask,
+    InvalidTask,
+    Mux,
+    Qsync,
+    SkipRetry,
+    Snooze,
+    Task,
+    TaskInfo,
+    current,
+)  # fmt: skip
 from qsync.contrib.prometheus import render, server_metrics
 from qsync.mux import CallNext
 from qsync.server.run_metrics import RunMetrics
@@ -250,6 +261,43 @@ def test_only_the_failed_task_of_a_batch_is_retried(valkey: Store, prefix: str) 
             assert calls.calls == [[b"0", b"1", b"2"], [b"1"]]
 
     asyncio.run(main())
+
+
+def test_enqueues_of_a_retried_call_are_repetitions_if_its_first_task_is_the_same(
+    valkey: Store, prefix: str
+) -> None:
+    app = Qsync(valkey.url, prefix=prefix)
+    calls: list[list[int]] = []
+    outcomes: list[list[bool | str]] = []
+
+    @app.batch("parent", max_size=2, max_wait=5, retry=2, retry_delay=0)
+    async def parent(tasks: list[TaskInfo]) -> Any:
+        calls.append([task.value() for task in tasks])
+        outcomes.append([])
+        for task in tasks:
+            try:
+                child = Task("child", task.value(), id=f"{task.id}-child", queue="others")
+                outcomes[-1].append((await current().client.enqueue(child)).created)
+            except DuplicateTask:
+                outcomes[-1].append("duplicate")
+        if len(calls) == 1:
+            raise ValueError("the whole call")
+        return [None if task.value() == 1 or len(calls) > 2 else ValueError() for task in tasks]
+
+    async def main() -> None:
+        async with app.async_client() as client, app.server():
+            # Retries with the same due time are ordered by their ids.
+            await client.enqueue_many([parent.options(id=f"p{n}").build(n) for n in (1, 2)])
+            await until(lambda: len(outcomes) >= 2)
+            deadline = datetime.now(UTC) + timedelta(seconds=1)  # ends the wait for a full batch
+            await parent.options(deadline=deadline).enqueue(3)
+            await until(lambda: len(outcomes) == 3)
+
+    asyncio.run(main())
+    assert calls[:2] == [[1, 2], [1, 2]]
+    assert outcomes[:2] == [[True, True], [True, True]]
+    assert calls[2] == [2, 3]
+    assert outcomes[2] == ["duplicate", True]
 
 
 def test_snooze_in_the_list_applies_only_to_its_task(valkey: Store, prefix: str) -> None:
