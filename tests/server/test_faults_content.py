@@ -329,6 +329,12 @@ class NoTraceback(Exception):
         raise RuntimeError("no traceback")
 
 
+class ExitingTraceback(Exception):
+    @property
+    def traceback(self) -> str:
+        raise SystemExit
+
+
 class OddTraceback(Exception):
     traceback = 5
 
@@ -361,6 +367,7 @@ HOSTILE: dict[str, Callable[[], None]] = {
     "text is none": lambda: raise_(NoString()),
     "cannot be pickled": lambda: raise_(NoPickle(1, 2)),
     "traceback raises": lambda: raise_(NoTraceback("x")),
+    "traceback exits": lambda: raise_(ExitingTraceback("x")),
     "traceback is none": lambda: raise_(OddTraceback("x")),
     "name raises": lambda: raise_(NoName("x")),
     "100 MB of text": lambda: raise_(ValueError("x" * 100_000_000)),

@@ -62,7 +62,7 @@ def describe(error: BaseException, limit: int = ERROR_LIMIT) -> str:
     try:
         elsewhere = getattr(error, "traceback", None)  # set if the handler ran in another process
         parts = [str(elsewhere)] if elsewhere else _traces(error, _without_ours)
-    except Exception:  # the user's class may override any of these attributes
+    except BaseException:  # the user's class may override any of these attributes
         parts = []
     return cut("\n\n".join([head, *filter(None, parts)]), limit)
 
@@ -97,7 +97,7 @@ def program_trace(error: BaseException) -> str:
         # At its time limit, qsync raises TimeoutError; frames of qsync would not help.
         keep = _foreign_frames if type(error) is TimeoutError else _program_frames
         parts = [_own_lines(str(elsewhere))] if elsewhere else _traces(error, keep)
-    except Exception:  # the user's class may override any of these attributes
+    except BaseException:  # the user's class may override any of these attributes
         return ""
     text = cut("\n".join(part.rstrip("\n") for part in parts if part), TRACE_LIMIT)
     return "\n".join(map(printable, text.split("\n")))

@@ -53,14 +53,14 @@ def _make(error_class: type[BaseException], raised: Raised, *, exact: bool) -> B
         error = _filled(error_class, raised)
         if exact and str(error) == raised.text:
             return error
-    except Exception:  # the program's class may raise anything
+    except BaseException:  # the program's class may raise anything
         exact = False
     try:
         text = raised.text
         names = {"__str__": lambda self: text, "__module__": raised.classes[0][0]}
         named = type(raised.name.rpartition(".")[2], (error_class,), names)
         return _filled(named, raised)
-    except Exception:
+    except BaseException:
         return None
 
 
