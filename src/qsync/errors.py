@@ -24,7 +24,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Self
 
 _RETRY: Final = "retry"
 """Text of a Retry that has neither a message nor a cause."""
@@ -37,10 +37,21 @@ class QsyncError(Exception):
     """The base class of all exceptions of qsync.
 
     If `enqueue_many` fails halfway, `handles` contains the handles of the tasks that the store
-    answered for, in task order.
+    answered for, in task order. Pickling leaves the handles out, since they belong to a client of
+    this process.
     """
 
     handles: Sequence[Any] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        attributes = {name: value for name, value in vars(self).items() if name != "handles"}
+        return _rebuild, (type(self), self.args), attributes
+
+    def __copy__(self) -> Self:
+        rebuild, args, _ = self.__reduce__()
+        copied: Self = rebuild(*args)
+        vars(copied).update(vars(self))
+        return copied
 
 
 class ConfigError(QsyncError, ValueError):
@@ -156,6 +167,12 @@ class Retry(QsyncError):
             raise ConfigError(f"Retry: message: {shown} is not a string; for a delay, use delay=")
         self.delay = None if delay is None else _checked_delay("Retry: delay", delay)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        rebuild, (kind, args), attributes = super().__reduce__()
+        if args == (_RETRY,):
+            args = (str(self),)  # pickle does not keep the cause, which the text comes from
+        return rebuild, (kind, args), attributes
+
     def __str__(self) -> str:
         text = super().__str__()
         cause = self.__cause__ or (None if self.__suppress_context__ else self.__context__)
@@ -208,6 +225,13 @@ class RateLimited(Snooze):
             raise ConfigError(f"RateLimited: limit: {_shown(limit)} is not a string")
         super().__init__(delay, message)
         self.limit = limit
+
+
+def _rebuild(kind: type[QsyncError], args: tuple[Any, ...]) -> QsyncError:
+    """Return an exception with these `args`, without its constructor, whose parameters differ."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
 
 
 def _checked_delay(field: str, delay: float | timedelta) -> float | timedelta:
