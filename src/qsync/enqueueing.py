@@ -109,13 +109,14 @@ def is_refused(task: NewTask, reply: Enqueued) -> bool:
     """Return whether the reply to an enqueue of one task is an error.
 
     The reply is not an error if an earlier attempt of the handler has already enqueued the child
-    task, even if that task has since left the queue.
+    task, even if that task has since left the queue. A repeated call whose first call replaced the
+    task that holds the lock gets that task again.
     """
     if reply.outcome in ("created", "replaced"):
         return False
     if reply.outcome == "duplicate" and task.skips:
         return False
-    return reply.outcome != "repeated" or nonce_of_parent() is None
+    return reply.outcome != "repeated" or (reply.id == task.id and nonce_of_parent() is None)
 
 
 def duplicate(task: NewTask, holder: Enqueued) -> DuplicateTask:
@@ -123,9 +124,13 @@ def duplicate(task: NewTask, holder: Enqueued) -> DuplicateTask:
     if holder.outcome == "exists":
         msg = f"id {task.id!r}: a task in queue {task.queue!r} already has this id"
     elif holder.outcome == "repeated":
+        replaces = task.flow is not None and task.flow.on_duplicate == "replace"
+        ended = (
+            "or the task that it was merged into has ended" if replaces else "has left the queue"
+        )
         msg = (
             f"id {task.id!r} was already enqueued in queue {task.queue!r} less than "
-            f"{task.remember_us / 1_000_000:g} s ago, and that task has left the queue, so it is "
+            f"{task.remember_us / 1_000_000:g} s ago, and that task {ended}, so it is "
             "not run again; choose another id for other work"
         )
     else:

@@ -88,6 +88,27 @@ def test_debounced_calls_make_one_task(colour: Colour, client: Any, hand: Hand) 
     assert hand.one().id == handles[0].id
 
 
+@pytest.mark.parametrize("way", [{"on_duplicate": "replace"}, {"debounce": 60}])
+def test_repeated_enqueue_with_an_own_id_returns_the_task_that_it_was_merged_into(
+    colour: Colour, client: Any, hand: Hand, way: dict[str, Any]
+) -> None:
+    first = colour.do(client.enqueue(Task("t", 1, id="req-1", **KEY, **way)))
+    task = Task("t", 2, id="req-2", **KEY, **way)
+    merged = colour.do(client.enqueue(task))
+    again = colour.do(client.enqueue(task))
+    [of_many] = colour.do(client.enqueue_many([task]))
+    assert merged == again == of_many == first
+    assert not (again.created or of_many.created)
+    assert colour.do(again.info()).value(int) == 2
+    colour.do(first.reschedule(delay=0)) if "debounce" in way else None
+    hand.finish(hand.one())
+    with pytest.raises(
+        DuplicateTask, match=r"'req-2' was already .* merged into has ended, so it is not run again"
+    ) as got:
+        colour.do(client.enqueue(task))
+    assert (got.value.id, got.value.queue) == ("req-2", "default")
+
+
 def test_message_contains_the_options_of_its_task(
     colour: Colour, client: Any, store: Store, hand: Hand
 ) -> None:

@@ -218,6 +218,40 @@ def test_chosen_id_of_a_replacing_call_is_remembered(rig: Rig) -> None:
     assert payload(rig, "a") == "new"
 
 
+def repeat(rig: Rig, id: str, **options: Any) -> tuple[str, str]:
+    """Enqueue a replacing task with a remembered id again, as a caller that got no reply."""
+    task = Task("t", b"old", id=id, unique_key="doc", on_duplicate="replace", **options)
+    [outcome] = rig.send([new_task(task, new_nonce(), remember_us=60 * S)])
+    return outcome
+
+
+@pytest.mark.parametrize("state", ["scheduled", "pending", "active", "retry"])
+def test_repeated_id_of_a_replacement_gets_the_holder(rig: Rig, state: str) -> None:
+    replace(rig, "a", "first", delay=60 if state == "scheduled" else None, retry=1)
+    held = rig.lease() if state in ("active", "retry") else []
+    if state == "retry":
+        rig.retry(*held, delay_us=LATER)
+    assert repeat(rig, "b", debounce=5) == ("replaced", "a")
+    replace(rig, "c", "newest", delay=60)
+    before = rig.dump()
+    assert repeat(rig, "b", debounce=5) == ("repeated", "a")
+    assert rig.dump() == before, "the repeated call changes nothing"
+
+
+def test_repeated_id_of_a_replacement_never_runs_again(rig: Rig) -> None:
+    """The lock may be free, or another task may hold it."""
+    replace(rig, "a", "first")
+    assert repeat(rig, "b") == ("replaced", "a")
+    rig.complete(*rig.lease())
+    assert repeat(rig, "b") == ("repeated", "b")
+    replace(rig, "c", "newest")
+    assert repeat(rig, "b") == ("repeated", "c")
+    assert payload(rig, "c") == "newest"
+    task = Task("t", id="b", unique_key="doc", on_duplicate="skip")
+    outcomes = rig.send([new_task(task, new_nonce(), remember_us=60 * S)])
+    assert outcomes == [("repeated", "b")], "a skipped task is not remembered, so `b` has run"
+
+
 def test_last_replacement_of_a_batch_counts(rig: Rig) -> None:
     def made(id: str) -> Any:
         task = Task("t", id.encode(), id=id, unique_key="doc", on_duplicate="replace")

@@ -37,8 +37,9 @@ EnqueueOutcome = Literal["created", "exists", "duplicate", "repeated", "replaced
 class Enqueued(msgspec.Struct, frozen=True, gc=False):
     """The outcome of enqueueing one task. `id` is the task that holds the id or the unique lock.
 
-    `repeated`: a task with this id was enqueued recently and has left the queue. `replaced`: the
-    holder of the lock now has this payload, or will run again with it after its current attempt.
+    `repeated`: a task with this id was enqueued recently and has left the queue; or it replaced the
+    holder of its lock, and `id` is the task that holds the lock now. `replaced`: the holder of the
+    lock now has this payload, or will run again with it after its current attempt.
 
     `confirmed`: whether the durability wait succeeded in time; None without a wait.
     """

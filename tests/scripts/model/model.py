@@ -121,12 +121,13 @@ class Model(Schedules):
             known = self.tasks.get(sent.id)
             old = known.sent if known else new.get(sent.id)
             holder = locks.get(sent.lock) or (sent.lock and self.holder(now, sent.lock))
+            replaces = sent.flow is not None and sent.flow.on_duplicate == "replace"
             if old:
                 outcome = "created" if old.message == sent.message else "exists"
                 answers.append(Enqueued(outcome, sent.id))
             elif sent.id in recent and sent.remember_us:
-                answers.append(Enqueued("repeated", sent.id))
-            elif holder and sent.flow and sent.flow.on_duplicate == "replace":
+                answers.append(Enqueued("repeated", (replaces and holder) or sent.id))
+            elif holder and replaces:
                 answers.append(Enqueued("replaced", holder))
             elif holder:
                 answers.append(Enqueued("duplicate", holder))

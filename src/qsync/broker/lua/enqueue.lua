@@ -45,8 +45,8 @@
 -- ARGV[6...] two values per task: id, message; with a stride of 3 also options (empty, or msgpack
 --   [due, fairness key, lock, window us, us for which the id is remembered])
 -- returns a flat list, two values per task, in order: created | exists | duplicate | repeated, and
---   the id that holds the id or lock; repeated: the id was enqueued recently and has left the
---   queue; just `created` when all tasks were created; an empty list when the sender has made a
+--   the id that holds the id or lock; repeated: the id was enqueued recently and is not in the
+--   queue, because its task has left the queue or was merged into the holder of its lock; just `created` when all tasks were created; an empty list when the sender has made a
 --   later call, since no caller then waits for the reply
 local tasks = read_tasks(ARGV, 6, tonumber(ARGV.stride))
 if #tasks.ids == 0 then

@@ -84,7 +84,8 @@ local no_options = { '', '', '', 0 }
 -- meta. `recent`, unless nil, is the set of the places of tasks whose id was enqueued recently.
 -- Returns the number of tasks created, and a flat list of place, outcome and holder for each task
 -- that was refused. A task that is already stored with the same message is neither counted nor
--- listed.
+-- listed. A recent id of a task that replaces others gets the current holder of the lock, into which
+-- the first call may have been merged.
 local function insert_tasks(now, head, tasks, virtual, recent)
   local ids, options = tasks.ids, tasks.options
   local stamped = head .. struct.pack('>I8', now)
@@ -109,7 +110,9 @@ local function insert_tasks(now, head, tasks, virtual, recent)
     local repeated = not old and recent and recent[i]
     local holder = not old and not repeated and lock ~= '' and held_by(lock)
     -- flow:
-    if holder and option[8] == 'replace' then
+    if repeated and option[8] == 'replace' then
+      holder = held_by(lock)
+    elseif holder and option[8] == 'replace' then
       replacing[#replacing + 1] = i
       replacing[#replacing + 1] = holder
       old, holder = message, false
