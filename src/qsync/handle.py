@@ -117,7 +117,8 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
         Raises:
 
         InvalidTask       the task has no `retention`, so its result is not kept, and the task is
-                          not dead; raised immediately
+                          not dead; raised immediately. If a later call replaced the running task,
+                          the later call's `retention` counts
         ResultTimeout     the task did not end within `timeout`, which does not stop the task
         TaskFailed        the task is dead, e.g. because its result was over the size limit; the
                           message is its last error
@@ -200,7 +201,8 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
         Raises:
 
         InvalidTask       the task has no `retention`, so its result is not kept, and the task is
-                          not dead; raised immediately
+                          not dead; raised immediately. If a later call replaced the running task,
+                          the later call's `retention` counts
         ResultTimeout     the task did not end within `timeout`, which does not stop the task
         TaskFailed        the task is dead, e.g. because its result was over the size limit; the
                           message is its last error

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from qsync import codec
-from qsync.broker.stored_task import StoredTask, last_error, message_of, result_of
+from qsync.broker.stored_task import StoredTask, last_error, last_message_of, result_of
 from qsync.convert import MISFITS, converter_of, misfit
 from qsync.errors import (
     ConfigError,
@@ -38,7 +38,7 @@ def result_if_finished(id: str, queue: str, shown: StoredTask | None) -> Result 
         raise not_found(id, queue)
     if shown.state is TaskState.DEAD:
         raise TaskFailed(last_error(shown) or f"{where} is dead")
-    message = message_of(shown)
+    message = last_message_of(shown)
     if message is not None and _retention(message) is None:
         raise without_retention(id, queue)
     if shown.state is not TaskState.COMPLETED:
@@ -53,9 +53,9 @@ def result_if_finished(id: str, queue: str, shown: StoredTask | None) -> Result 
 
 
 def retention_of(shown: StoredTask) -> int | None:
-    """Return how long the task is kept after success, in microseconds; None if it is not kept, or
-    if that is unknown."""
-    message = message_of(shown)
+    """Return how long the task is kept after the success of its last run, in microseconds; None if
+    it is not kept, or if that is unknown."""
+    message = last_message_of(shown)
     return None if message is None else _retention(message)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qsync.errors import DuplicateTask
+from qsync.errors import DuplicateTask, InvalidTask, ResultTimeout
 from qsync.message import decode_message
 from qsync.state import TaskState
 from qsync.task import Task
@@ -107,6 +107,39 @@ def test_repeated_enqueue_with_an_own_id_returns_the_task_that_it_was_merged_int
     ) as got:
         colour.do(client.enqueue(task))
     assert (got.value.id, got.value.queue) == ("req-2", "default")
+
+
+@pytest.mark.parametrize("way", [{"on_duplicate": "replace"}, {"debounce": 1}])
+def test_result_waits_for_a_later_call_that_sets_a_retention(
+    colour: Colour, client: Any, hand: Hand, way: dict[str, Any]
+) -> None:
+    """The running attempt has no retention."""
+    first = colour.do(client.enqueue(Task("t", 1, id="a", **KEY, **way)))
+    colour.do(first.reschedule(delay=0)) if "debounce" in way else None
+    held = hand.one()
+    with pytest.raises(InvalidTask, match="retention: task 'a'"):
+        colour.do(first.result(timeout=0))
+    second = colour.do(client.enqueue(Task("t", 2, **KEY, **way, retention=60)))
+    for handle in (first, second, client.handle("a")):
+        with pytest.raises(ResultTimeout):
+            colour.do(handle.result(timeout=0))
+    results = [colour.begin(lambda handle=h: handle.result(30)) for h in (first, second)]
+    hand.finish(held)
+    if "debounce" in way:
+        colour.do(second.reschedule(delay=0))
+    hand.succeed(hand.one(), value="of 2")
+    assert [result.result(30) for result in results] == ["of 2", "of 2"]
+
+
+def test_result_is_refused_when_the_later_call_has_no_retention(
+    colour: Colour, client: Any, hand: Hand
+) -> None:
+    way: dict[str, Any] = {**KEY, "on_duplicate": "replace"}
+    colour.do(client.enqueue(Task("t", 1, id="a", **way, retention=60)))
+    hand.one()
+    second = colour.do(client.enqueue(Task("t", 2, **way)))
+    with pytest.raises(InvalidTask, match="retention: task 'a'"):
+        colour.do(second.result(timeout=0))
 
 
 def test_message_contains_the_options_of_its_task(

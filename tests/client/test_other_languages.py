@@ -111,7 +111,7 @@ def test_task_that_another_language_enqueues_runs_and_its_result_is_read(
 
     asyncio.run(main())
     assert seen == [("mail-1", payload)]
-    state, _, _, owner, _, failure, result, cancelled, _ = client.show("mail-1")
+    state, _, _, owner, _, failure, result, cancelled, _, _ = client.show("mail-1")
     assert (state, owner, failure, cancelled) == (b"completed", None, None, None)
     value, is_value, error, begun_us = msgspec.msgpack.decode(result)
     assert (msgspec.msgpack.decode(value), is_value, error) == ({"sent": 1}, True, None)

@@ -27,6 +27,9 @@ class StoredTask:
     result: bytes | None
     cancel: bytes | None
     progress: bytes | None
+    successor: bytes | None = None
+    """Next run of an active task that was replaced: `<due us> <length of the member>
+    <member><message>`."""
 
 
 def state_of(shown: StoredTask) -> TaskState:
@@ -48,10 +51,26 @@ def score_us(text: bytes | str) -> int:
 
 def message_of(shown: StoredTask) -> Message | None:
     """Decode the message; None when it is missing or invalid."""
-    if shown.message is None:
+    return _decoded(shown.message)
+
+
+def last_message_of(shown: StoredTask) -> Message | None:
+    """Decode the message of the last run: of the next run if the task was replaced while it is
+    active, else of the task itself. Returns None when the message is missing or invalid."""
+    return _next_message_of(shown) or message_of(shown)
+
+
+def _next_message_of(shown: StoredTask) -> Message | None:
+    _due, _, rest = (shown.successor or b"").partition(b" ")
+    size, _, rest = rest.partition(b" ")
+    return _decoded(rest[number(size) :])
+
+
+def _decoded(message: bytes | None) -> Message | None:
+    if not message:
         return None
     try:
-        return decode_message(shown.message)
+        return decode_message(message)
     except codec.CodecError:
         return None
 

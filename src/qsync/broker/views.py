@@ -20,8 +20,8 @@ def get_tasks(
 ) -> Call[list[StoredTask | None]]:
     """Read tasks, in order; None stands for a task that is not in the queue.
 
-    With `messages=False`, existing messages are returned as empty bytes. A caller that only waits
-    for a task to end does not need messages, which may be large.
+    With `messages=False`, existing messages and next runs are returned as empty bytes. A caller
+    that only waits for a task to end does not need messages, which may be large.
     """
     return queue_call("get_tasks", keys, ("1" if messages else "", *ids), _shown)
 
@@ -31,11 +31,11 @@ def _shown(reply: Any) -> list[StoredTask | None]:
 
 
 def _decode_row(row: list[Any]) -> StoredTask:
-    state, score, message, owner, crashes, failure, result, cancel, progress = row
+    state, score, message, owner, crashes, failure, result, cancel, progress, successor = row
     return StoredTask(
         TaskState(state.decode()), int(score), message,
         None if owner is None else owner.decode(errors="backslashreplace"),
-        crashes, failure, result, cancel, progress,
+        crashes, failure, result, cancel, progress, successor,
     )  # fmt: skip
 
 

@@ -16,10 +16,13 @@
 -- KEYS[13] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[14] meta      hash    schema
 -- KEYS[15] limited   zset    ids by order tag
+-- KEYS[16] successors hash  id -> due us, member and message of its next run
 -- ARGV[1] messages  flag    empty: return an empty text instead of each existing message
+--   and next run
 -- ARGV[2...] ids
 -- returns one row per task: empty when it is not in the queue, else state, score, message, owner,
---   crash count, failure record, result record, retention in cancels, progress
+--   crash count, failure record, result record, retention in cancels, progress, next run (due us,
+--   member and message)
 check_schema()
 local states = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead', 'limited' }
 local ids, replies = { unpack(ARGV, 2) }, {}
@@ -38,9 +41,10 @@ for at, set_key in ipairs({
 end
 for at, hash_key in ipairs({
   KEYS.tasks, KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.cancels, KEYS.progress,
+  KEYS.successors,
 }) do
-  local fields = {}
-  if at == 1 and ARGV.messages == '' then
+  local fields, has_messages = {}, hash_key == KEYS.tasks or hash_key == KEYS.successors
+  if has_messages and ARGV.messages == '' then
     for i, id in ipairs(ids) do
       fields[i] = replies[i] and redis.call('HEXISTS', hash_key, id) == 1 and ''
     end
