@@ -203,6 +203,21 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
         return phrase(template.template, used=used, bound=name)
 
 
+def full_text(queue: str, bound: str, limit: int, count: int, accepted: str = "") -> str:
+    """Return the text of QueueFull. `accepted` says how many tasks of the call were accepted."""
+    one, more = "task is waiting", "tasks are waiting"
+    if bound == "max_bytes":
+        one, more = "byte of messages is stored", "bytes of messages are stored"
+    problem, advice = "is full", "try again later"
+    if count < limit:
+        problem = "does not have enough space for this call"
+        advice = f"{advice}, enqueue fewer or smaller tasks per call"
+    return (
+        f"queue {queue} {problem}: {count:,} {one if count == 1 else more}, and {bound} is "
+        f"{limit:,}; {accepted}{advice}, or raise the bound"
+    )
+
+
 def read_bounds(program: bytes, operator: bytes, waiting: int, size: int) -> QueueBounds:
     """Decode the stored bounds of a queue."""
     return QueueBounds(

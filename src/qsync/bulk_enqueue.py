@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Generic, NamedTuple, Self, TypeVar
 
+from qsync.bounds import full_text
 from qsync.broker import op_values, ops
 from qsync.broker.call import Call, Wait
 from qsync.broker.op_values import Enqueued
@@ -14,6 +15,7 @@ from qsync.enqueueing import checked_task
 from qsync.errors import InvalidTask, QsyncError, QueueFull
 from qsync.idempotency import CallId, SequenceLease
 from qsync.keys import QueueKeys
+from qsync.message import ENVELOPE_HEAD
 from qsync.new_task import NewTask, encode_plain_task, encode_task, new_nonce, payload_of
 from qsync.running_task import check_lease, nonce_of_parent
 from qsync.task import Task, has_options
@@ -32,6 +34,14 @@ id. The store needs as much time for such a task as for two plain tasks."""
 
 _BESIDE: Final = 128
 """Maximum size of a task's options and framing in a call, in bytes, without the fairness key."""
+
+
+_TIME_BYTES: Final = 8
+
+
+def stored_size(task: NewTask) -> int:
+    """Return the stored size of a task's message, which counts towards `max_bytes`."""
+    return len(ENVELOPE_HEAD) + _TIME_BYTES + len(task.message)
 
 
 def size_of(task: NewTask) -> int:
@@ -84,6 +94,8 @@ class BulkEnqueue(Generic[T]):
         """Nonces by index, for repeated ids and for tasks that a handler enqueues."""
         self._answered: list[tuple[Chunk, list[Enqueued]]] = []
         """Chunks whose handles are still to be created, with their replies."""
+        self._late: list[NewTask] = []
+        """Tasks that the store created after it had refused their call."""
         self._check(tasks, payload_limit)
         self._handles: list[T | None] = [None] * len(self._tasks)
 
@@ -172,6 +184,25 @@ class BulkEnqueue(Generic[T]):
     def note(self, chunk: Chunk, reply: list[Enqueued]) -> None:
         """Process the reply to the tasks that were sent again."""
         self._answered.append((chunk, reply))
+        self._late += [
+            task
+            for task, outcome in zip(chunk.tasks, reply, strict=True)
+            if outcome.outcome == "created"
+        ]
+
+    def complete_error(self, error: QsyncError) -> None:
+        """Add the handles to the error of the whole `enqueue_many`. A QueueFull then describes the
+        queue as it is after the call has stored the tasks that fit."""
+        error.handles = handles = self.handles()
+        match error:
+            case QueueFull(queue=str(queue), bound=str(bound), limit=int(limit), count=int(count)):
+                late = [stored_size(task) for task in self._late if task.queue == queue]
+                count += len(late) if bound == "max_tasks" else sum(late)
+                error.count = count = min(count, limit)  # the queue may have dropped older tasks
+                error.room = 0
+                share = f"{len(handles):,} of the call's {len(self._tasks):,} tasks"
+                accepted = f"the store accepted {share}; "
+                error.args = (full_text(queue, bound, limit, count, accepted),)
 
     def handles(self) -> list[T]:
         """Return the handles of the tasks that the store answered for, in order."""

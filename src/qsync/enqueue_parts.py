@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any, Final
+from typing import Any
 
 from qsync.broker.op_values import Enqueued
+from qsync.bulk_enqueue import stored_size
 from qsync.enqueue_batching import copy_for_caller
 from qsync.errors import QsyncError, QueueFull
-from qsync.message import ENVELOPE_HEAD
 from qsync.new_task import NewTask
-
-_TIME_BYTES: Final = 8
-
-
-def stored_size(task: NewTask) -> int:
-    """Return the stored size of a task's message, which counts towards `max_bytes`."""
-    return len(ENVELOPE_HEAD) + _TIME_BYTES + len(task.message)
 
 
 def in_parts(

@@ -91,11 +91,13 @@ class TaskNotWaiting(QsyncError):
 
 
 class QueueFull(QsyncError):
-    """The queue has reached a bound, or the store is out of memory; nothing was written.
+    """The queue has reached a bound, or the store is out of memory. Of the call, only the tasks in
+    `handles` were stored.
 
     `queue`, `bound` ("max_tasks" or "max_bytes"), `limit` (its value) and `count` (the current
     amount) describe the bound; they are None if the store is out of memory. `room` is the number of
-    tasks, from the start of the refused call, that would fit.
+    tasks, from the start of the refused call, that would fit. `enqueue_many` stores these tasks, so
+    `count` then includes them, and `room` is 0.
     """
 
     def __init__(

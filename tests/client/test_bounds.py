@@ -13,12 +13,13 @@ import pytest
 
 from qsync import Client, ConfigError, DuplicateTask, InvalidTask, Qsync, QueueFull, Task
 from qsync.bounds import Bounds
+from qsync.bulk_enqueue import stored_size
 from qsync.diagnostics.audit import Auditor, Damage
-from qsync.enqueue_parts import stored_size
 from qsync.inspector import Inspector
 from qsync.keys import QueueKeys
 from qsync.new_task import new_nonce, new_task
 from qsync.server.server import Server
+from tests.conftest import Colour
 from tests.support.server import Bench, bench, until
 from tests.support.stores import Store, wait_until_async
 
@@ -374,3 +375,71 @@ def test_weights_of_fairness_keys_change_the_order(valkey: Store, prefix: str) -
             assert await inspector.weights("default") == {}
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("bounds", "sent", "message", "count"),
+    [
+        (
+            {"max_tasks": 3},
+            5,
+            "queue default is full: 3 tasks are waiting, and max_tasks is 3; "
+            "the store accepted 2 of the call's 5 tasks; ",
+            3,
+        ),
+        (
+            {"max_tasks": 1},
+            2,
+            "queue default is full: 1 task is waiting, and max_tasks is 1; the "
+            "store accepted 0 of the call's 2 tasks; ",
+            1,
+        ),
+        (
+            {"max_tasks": 2, "when_full": "drop_oldest"},
+            3,
+            "queue default is full: 2 tasks are waiting, and max_tasks is 2; "
+            "the store accepted 2 of the call's 3 tasks; ",
+            2,
+        ),
+    ],
+)
+def test_error_of_a_bulk_enqueue_counts_the_tasks_that_the_call_stored(
+    valkey: Store,
+    prefix: str,
+    colour: Colour,
+    bounds: dict[str, Any],
+    sent: int,
+    message: str,
+    count: int,
+) -> None:
+    async def main() -> None:
+        async with desk(valkey.url, prefix) as made:
+            await bounded(made, **bounds)
+
+    asyncio.run(main())
+    client = colour.client(valkey.url, prefix)
+    with pytest.raises(QueueFull) as full:
+        colour.do(client.enqueue_many([Task("x") for _ in range(sent)]))
+    assert str(full.value).startswith(message)
+    assert (full.value.count, full.value.limit) == (count, bounds["max_tasks"])
+    with pytest.raises(QueueFull, match=r"tasks? (is|are) waiting") as full:
+        colour.do(client.enqueue_many([Task("x") for _ in range(sent)]))
+    assert full.value.count == count
+
+
+def test_error_of_a_bulk_enqueue_counts_the_bytes_that_the_call_stored(
+    valkey: Store, prefix: str, colour: Colour
+) -> None:
+    size = stored_size(new_task(Task("x"), new_nonce()))
+
+    async def main() -> None:
+        async with desk(valkey.url, prefix) as made:
+            await bounded(made, max_bytes=3 * size)
+
+    asyncio.run(main())
+    client = colour.client(valkey.url, prefix)
+    with pytest.raises(QueueFull) as full:
+        colour.do(client.enqueue_many([Task("x") for _ in range(4)]))
+    assert (full.value.count, len(full.value.handles)) == (3 * size, 2)
+    assert f"is full: {3 * size} bytes of messages are stored" in str(full.value)
+    assert "the store accepted 2 of the call's 4 tasks" in str(full.value)

@@ -9,6 +9,7 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, Final
 
+from qsync.bounds import full_text
 from qsync.broker import redis_errors
 from qsync.broker.address import Address
 from qsync.broker.call import Call
@@ -242,14 +243,8 @@ def _queue_of(call: Call[Any]) -> str:
 def _beyond_bound(text: str, call: Call[Any]) -> QueueFull:
     bound, limit, count, room = _BOUND.findall(text)[0]
     queue = _queue_of(call)
-    unit = "tasks are waiting" if bound == "max_tasks" else "bytes of messages are stored"
-    problem, advice = "is full", "try again later"
-    if int(count) < int(limit):
-        problem = "does not have enough space for this call"
-        advice = f"{advice}, enqueue fewer or smaller tasks per call"
     return QueueFull(
-        f"queue {queue} {problem}: {int(count):,} {unit}, and {bound} is {int(limit):,}; "
-        f"{advice}, or raise the bound",
+        full_text(queue, bound, int(limit), int(count)),
         queue=queue, bound=bound, limit=int(limit), count=int(count), room=int(room),
     )  # fmt: skip
 

@@ -147,7 +147,7 @@ class AsyncClient(ClientBase):
             senders = [self._send_queues(bulk, durability, queues) for _ in range(count)]
             for error in await asyncio.gather(*senders, return_exceptions=True):
                 if isinstance(error, QsyncError):
-                    error.handles = bulk.handles()
+                    bulk.complete_error(error)
                 if error is not None:
                     raise error
         return bulk.handles()

@@ -133,7 +133,7 @@ class Client(ClientBase):
             for queue, indices in bulk.indices_by_queue().items():
                 self._send_all(bulk, durability, queue, indices)
         except QsyncError as error:
-            error.handles = bulk.handles()
+            bulk.complete_error(error)
             raise
         return bulk.handles()
 
