@@ -199,13 +199,21 @@ class Registry:
         bound is passed, servers remove the bounds that an earlier version of the program set.
         Bounds that an operator sets (`qsync queue set`) override the program's. A queue with bounds
         has layout 2, so servers of versions without flow control do not serve it. Raises
-        ConfigError if the queue already has bounds, or a value is invalid.
+        ConfigError if the app already sets the bounds of this queue, or a value is invalid.
         """
         with at_definition():
             check_name("queue", name)
             bounds = bounds_of(max_tasks=max_tasks, max_bytes=max_bytes, when_full=when_full)
         if name in self.bounds:
-            raise ConfigError(f"queue {name!r}: it already has bounds: {self.bounds[name]}")
+            raise ConfigError(
+                f"queue {name!r}: the app already sets its bounds: {self.bounds[name]}; set all "
+                "bounds of a queue in one call of app.queue"
+            )
+        if when_full != "raise" and bounds.max_tasks is None and bounds.max_bytes is None:
+            raise ConfigError(
+                f"queue {name!r}: when_full: {when_full!r} needs a bound; pass max_tasks or "
+                f"max_bytes to app.queue({name!r}, ...)"
+            )
         self.bounds[name] = bounds
 
     @overload

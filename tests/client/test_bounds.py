@@ -46,6 +46,10 @@ async def desk(url: str, prefix: str) -> AsyncIterator[Desk]:
         ({"max_bytes": -1}, "max_bytes: -1"),
         ({"max_bytes": 1.5}, "max_bytes: 1.5"),
         ({"when_full": "wait"}, "when_full: 'wait' is neither 'raise' nor 'drop_oldest'"),
+        (
+            {"when_full": "drop_oldest"},
+            "when_full: 'drop_oldest' needs a bound; pass max_tasks or max_bytes to app.queue(",
+        ),
     ],
 )
 def test_wrong_bounds_are_refused_at_the_declaration(options: Any, message: str) -> None:
@@ -57,8 +61,13 @@ def test_wrong_bounds_are_refused_at_the_declaration(options: Any, message: str)
 def test_bounds_of_a_queue_are_declared_once() -> None:
     app = Qsync("redis://localhost:1")
     app.queue("mail", max_tasks=5)
-    with pytest.raises(ConfigError, match="'mail': it already has bounds: 5 waiting tasks"):
+    with pytest.raises(
+        ConfigError, match=r"'mail': the app already sets its bounds: 5 waiting tasks.*; set all"
+    ):
         app.queue("mail", max_bytes=5)
+    app.queue("fax")
+    with pytest.raises(ConfigError, match="'fax': the app already sets its bounds: no bounds; set"):
+        app.queue("fax", max_tasks=6)
     with pytest.raises(ConfigError, match="queue: 'a b'"):
         app.queue("a b")
 
