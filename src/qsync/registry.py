@@ -278,7 +278,7 @@ class Registry:
         A plain function becomes a task with this name; `executor`, `middleware` and the options
         work as in `task`. If the function is a task, the options override the task's. Raises
         ConfigError if the name is taken, a value is invalid, or a parameter has no value, and for
-        `id`, `deadline` and `process_at`, which would be the same at each tick.
+        `id`, `delay`, `deadline` and `process_at`, which would be the same at each tick.
         """
         with at_definition():
             schedule = schedule_of(cron, every, tz)
@@ -407,11 +407,12 @@ class Registry:
                 raise ConfigError(f"periodic {periodic.name!r}: {msg}")
         task.build(**values)  # checks them
         self._declared.use(task.name, task.defaults.get("queue"), task.limits.names)
-        for option in ("id", "deadline", "process_at"):
-            if task.defaults.get(option) is not None:
-                msg = f"periodic {periodic.name!r}: {option} would be the same for every tick"
+        for option in ("id", "delay", "deadline", "process_at"):
+            if (value := task.defaults.get(option)) is not None:
+                msg = f"periodic {periodic.name!r}: {option}: {shorten(value)} would be the same"
                 late = "; ticks that are over 30 s late are left out unless you set missed="
-                raise ConfigError(msg + (late if option == "deadline" else ""))
+                hint = late if option == "deadline" else ""
+                raise ConfigError(f"{msg} for every tick; omit it{hint}")
         if periodic.name in self._periodics:
             raise ConfigError(
                 f"periodic {periodic.name!r}: the name is taken; choose another name="
