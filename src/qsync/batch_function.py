@@ -83,12 +83,14 @@ class BatchFunction(Generic[V]):
     def options(self, /, **options: Unpack[TaskOptions]) -> BatchFunction[V]:
         """Return a copy with other options.
 
-        Raise InvalidTask if an option is unknown or invalid.
+        Raise InvalidTask if an option is unknown or invalid, or if the app declares other limits.
         """
         copied = object.__new__(type(self))
         copied.__dict__.update(self.__dict__)
         copied._options = overridden(self.name, self._options, options)
-        _ = copied.limits  # checks them
+        names = copied.limits.names  # checks them
+        if "limits" in options and self._connections.declared is not None:
+            self._connections.declared.check_names(self.name, names)
         return copied
 
     @property

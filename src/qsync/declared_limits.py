@@ -70,12 +70,20 @@ class DeclaredLimits:
         """Raise ConfigError if a task function names a limit that the app does not declare."""
         for name, uses in self._uses.items():
             if name not in self.rules:
-                task = next(iter(uses.values()))
-                declared = ", ".join(self.rules)
-                msg = f"task {task!r}: limits: the app declares no limit {name!r}"
-                if not declared:
-                    raise ConfigError(f"{msg}; add app.limit({name!r}, ...)")
-                raise ConfigError(f"{msg}, only {declared}{did_you_mean(name, self.rules)}")
+                raise ConfigError(self._undeclared(next(iter(uses.values())), name))
+
+    def check_names(self, task: str, names: Iterable[str]) -> None:
+        """Raise InvalidTask if the app declares limits, but not all of those that the options of a
+        task name. An app without limits may only enqueue tasks, which another app declares."""
+        for name in names:
+            if self.rules and name not in self.rules:
+                raise InvalidTask(self._undeclared(task, name))
+
+    def _undeclared(self, task: str, name: str) -> str:
+        msg = f"task {task!r}: limits: the app declares no limit {name!r}"
+        if not self.rules:
+            return f"{msg}; add app.limit({name!r}, ...)"
+        return f"{msg}, only {', '.join(self.rules)}{did_you_mean(name, self.rules)}"
 
     def _check_queues(self, name: str, uses: dict[str, str]) -> None:
         if len(uses) > 1:

@@ -175,15 +175,16 @@ class TaskFunction(Generic[P, R, Q, V]):
         return value
 
     def options(self, /, **options: Unpack[TaskOptions]) -> TaskFunction[P, R, Q, V]:
-        """Return the same task with other options. Raise InvalidTask if an option is unknown or
-        wrong.
+        """Return the same task with other options; `delay` and `process_at` replace each other.
 
-        `delay` replaces `process_at`, and `process_at` replaces `delay`. `headers` replaces all
-        headers of the task.
+        `headers` replaces all headers of the task. Raise InvalidTask if an option is unknown or
+        wrong, or if the app declares other limits.
         """
         copied = copy.copy(self)
         copied._options = self._options.copy()
         copied._override(options)
+        if "limits" in options:
+            self._declared.check_names(self.name, copied.limits.names)
         self._declared.check_queue(self.name, copied._options.get("queue"), copied.limits.names)
         return copied
 

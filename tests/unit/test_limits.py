@@ -214,6 +214,21 @@ def test_server_refuses_a_limit_that_is_not_declared(app: Qsync) -> None:
     )
 
 
+def test_options_refuse_a_limit_that_is_not_declared(app: Qsync) -> None:
+    @app.task(name="pay")
+    def pay() -> None: ...
+
+    @app.batch("mails")
+    def mails(tasks: list[TaskInfo]) -> None: ...
+
+    assert pay.options(limits=["strpe"]).build().limits == ["strpe"], "another app declares it"
+    app.limit("stripe", concurrency=1)
+    for task in (pay, mails):
+        with pytest.raises(InvalidTask, match=r"no limit 'strpe', only .*mean 'stripe'\?"):
+            task.options(limits=["strpe:7"])
+        assert task.options(limits=["stripe:7"]).options(priority=9).build().limits == ["stripe:7"]
+
+
 def test_limit_of_two_queues_is_refused(app: Qsync) -> None:
     app.limit("stripe", concurrency=1)
 
