@@ -135,4 +135,6 @@ def duplicate(task: NewTask, holder: Enqueued) -> DuplicateTask:
         )
     else:
         msg = f"the unique lock is held by task {holder.id!r} in queue {task.queue!r}"
+        if task.window_us:
+            msg += " until that task has ended and its window (unique=seconds) is over"
     return DuplicateTask(msg, id=holder.id, queue=task.queue)

@@ -196,10 +196,16 @@ def options_of(task: Task) -> StoredOptions:
     process_at, delay_us, deadline = _times(task)
     retention = _optional_us("retention", task.retention)
     if retention == 0:
-        raise InvalidTask("retention: 0 keeps nothing; omit it, or pass a positive time")
+        shown = shorten(task.retention)
+        raise InvalidTask(
+            f"retention: {shown} keeps nothing; omit it, or pass at least a microsecond"
+        )
     timeout = _optional_us("timeout", task.timeout)
     if timeout == 0:
-        raise InvalidTask("timeout: 0 leaves no time to run; omit it, or pass a positive time")
+        shown = shorten(task.timeout)
+        raise InvalidTask(
+            f"timeout: {shown} leaves no time to run; omit it, or pass at least a microsecond"
+        )
     unique = _uniqueness(task)
     if deadline is not None:
         _check_deadline(deadline, process_at, delay_us or unique.debounce_us or 0)

@@ -73,7 +73,10 @@ def _debounce(
         return None, None
     debounce_us = duration_us("debounce", debounce)
     if debounce_us == 0:
-        raise InvalidTask("debounce: 0 is not a time to wait; omit it, or use on_duplicate")
+        raise InvalidTask(
+            f"debounce: {shorten(debounce)} is less than a microsecond; omit it, or use "
+            "on_duplicate"
+        )
     if debounce_max is None:
         return debounce_us, None
     longest_us = duration_us("debounce_max", debounce_max)
@@ -114,6 +117,7 @@ def _window_us(unique: bool | Duration | None, unique_key: str | None) -> int | 
     window = duration_us("unique", unique)
     if window == 0:
         raise InvalidTask(
-            "unique: 0 is not a duration; True holds the lock until the task has ended"
+            f"unique: {shorten(unique)} is less than a microsecond; True holds the lock until the "
+            "task has ended"
         )
     return window

@@ -112,8 +112,10 @@ def test_bounds_are_set_shown_and_reset(live: Live) -> None:
     none = live.ok("queue", "set", "default", "--latency-target", "none").out
     assert none == "default: no latency target\n"
     assert "use --max-tasks" in live.refused("queue", "set", "default", code=2)
-    wrong = live.run("queue", "set", "default", "--max-tasks", "many")
-    assert (wrong.code, "is neither a number of tasks nor" in wrong.err) == (2, True)
+    for text in ("many", "0", "-1"):
+        wrong = live.run("queue", "set", "default", "--max-tasks", text)
+        assert wrong.code == 2
+        assert f"'{text}' is not a number of tasks from 1, nor 'none'" in wrong.err
     live.refused("queue", "set", "nowhere", "--max-tasks", "2", code=1)
     assert live.ok("queue", "reset", "default").out.strip() == "default: no bounds"
     live.refused("queue", "reset", "default", code=1)

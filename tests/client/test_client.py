@@ -249,7 +249,7 @@ def test_id_can_be_used_once_in_a_queue(colour: Colour, client: Any) -> None:
 def test_a_lock_is_held_by_the_task_that_took_it(colour: Colour, client: Any, hand: Hand) -> None:
     task = Task("t", [1], unique=True)
     first = colour.do(client.enqueue(task))
-    with pytest.raises(DuplicateTask, match=f"lock is held by task '{first.id}'") as caught:
+    with pytest.raises(DuplicateTask, match=f"held by task '{first.id}' .* 'default'$") as caught:
         colour.do(client.enqueue(task))
     assert client.handle(caught.value.id, queue=caught.value.queue) == first
     for other in (task.replace(payload=[2]), task.replace(type="u"), task.replace(queue="q")):
@@ -275,7 +275,8 @@ def test_lock_window_outlives_a_completed_task(
     hand.enqueue(task.replace(id="first"), now_us=now_us(store) - age * 1_000_000)
     hand.finish(hand.one())
     if held:
-        with pytest.raises(DuplicateTask, match="'first'"):
+        text = "'first' in queue 'default' until that task has ended and its window .* is over"
+        with pytest.raises(DuplicateTask, match=text):
             colour.do(client.enqueue(task))
     else:
         assert colour.do(client.enqueue(task)).created

@@ -33,7 +33,7 @@ def bound_of(text: str) -> int:
     if text == NONE:
         return 0
     if not text.replace("_", "").isdigit() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is neither a number of tasks nor {NONE!r}")
+        raise typer.BadParameter(f"{text!r} is not a number of tasks from 1, nor {NONE!r}")
     return int(text)
 
 
