@@ -95,15 +95,16 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
                   attempt starts after it. The task must be due before its deadline
     unique        True refuses another task with the same type, payload and queue until this task
                   has finished. A duration also refuses it for at least that long after the enqueue
-    unique_key    string to compare instead of type and payload; needs `unique`, `on_duplicate` or
-                  `debounce`
+    unique_key    string to compare, within the queue, instead of type and payload; needs `unique`,
+                  `on_duplicate` or `debounce`
     on_duplicate  action when another task holds the unique lock. "raise", the default: raise
                   DuplicateTask. "skip": return a handle to the other task. "replace": give the
                   other task this payload, these options and this due time; if the other task is
                   running, it continues, and then runs again with the new payload
     debounce      run this long after the last enqueue with the same `unique_key`, with the payload
                   of the last enqueue; not together with `delay` or `process_at`
-    debounce_max  longest time from the first debounced enqueue until the task runs
+    debounce_max  longest time from the first debounced enqueue until the task runs; each enqueue
+                  sets it again, so an enqueue without it removes the limit
     priority      1 to 9, by default 5; within a queue, pending tasks with a higher priority start
                   first
     retention     how long the task and its result are kept after success; None means not at all

@@ -276,7 +276,7 @@ def need_loop(name: str) -> None:
     if running_loop() is None:
         raise ConfigError(
             f"task {name!r}: enqueue() needs a running asyncio event loop, and there is none in "
-            "this thread; use enqueue_sync()"
+            "this thread; use enqueue_sync(), or await enqueue() in an async function"
         )
 
 

@@ -99,7 +99,8 @@ def set_weight(
 
     For example: qsync fairness set acme --weight 3
 
-    The weight applies to tasks that are enqueued or become due from now on.
+    The weight applies to tasks that are enqueued or become due from now on. The queue must exist:
+    it exists after its first task was enqueued, or after a server for it has started.
     """
     with open_store(store) as session:
         if dry_run:
