@@ -14,6 +14,7 @@ docs/outbox.md; for Django, set ENQUEUE = "outbox" (docs/django.md).
 
 from __future__ import annotations
 
+import contextlib
 import re
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import cached_property
@@ -85,11 +86,9 @@ class Outbox:
     @cached_property
     def table(self) -> Table:
         """The outbox table as an SQLAlchemy Table."""
-        from sqlalchemy import MetaData
-
         from qsync.contrib.outbox.sqlalchemy import make_table
 
-        return make_table(self._name, MetaData() if self._metadata is None else self._metadata)
+        return make_table(self._name, self._metadata)
 
     @cached_property
     def _entity(self) -> type[Any]:
@@ -163,18 +162,18 @@ class Outbox:
             from qsync.contrib.outbox.psycopg import ConnectionDatabase
 
             return Relay(self._connections, ConnectionDatabase(database, self._statements))
-        try:
+        with contextlib.suppress(ModuleNotFoundError):
             from sqlalchemy import Engine
-            from sqlalchemy.ext.asyncio import AsyncEngine
 
             from qsync.contrib.outbox.sqlalchemy import AsyncEngineDatabase, EngineDatabase
-        except ModuleNotFoundError:
-            pass
-        else:
-            if isinstance(database, AsyncEngine):
-                return AsyncRelay(self._connections, AsyncEngineDatabase(database, self.table))
+
             if isinstance(database, Engine):
                 return Relay(self._connections, EngineDatabase(database, self.table))
+            with contextlib.suppress(ImportError):  # without greenlet, there are no async engines
+                from sqlalchemy.ext.asyncio import AsyncEngine
+
+                if isinstance(database, AsyncEngine):
+                    return AsyncRelay(self._connections, AsyncEngineDatabase(database, self.table))
         raise ConfigError(
             f"relay: {shorten(database)} is neither an SQLAlchemy engine nor a connection string"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qsync.contrib.outbox.after_commit import AfterCommit
 from qsync.contrib.outbox.database import (
@@ -46,10 +46,14 @@ try:
     from sqlalchemy import delete as delete_from
     from sqlalchemy.dialects.mysql import DATETIME, LONGBLOB
     from sqlalchemy.engine import Connection
-    from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.orm import Session, SessionTransaction, registry
 except ModuleNotFoundError as _error:
     raise missing(_error, "sqlalchemy") from None
+
+if TYPE_CHECKING:
+    # At run time, this is imported only for an async engine, because it needs greenlet, which the
+    # extra does not install.
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 MYSQL: Final = ("mysql", "mariadb")
 
@@ -57,12 +61,14 @@ WITHOUT_LOCKS: Final = "sqlite"
 """Dialect without row locks; a relay sends its rows outside a transaction."""
 
 
-def make_table(name: str, metadata: MetaData) -> Table:
-    """Return the table of an outbox. Raise ConfigError if the metadata is invalid or already has
-    the table.
+def make_table(name: str, metadata: MetaData | None) -> Table:
+    """Return the table of an outbox, in a new MetaData if none is given. Raise ConfigError if the
+    metadata is invalid or already has the table.
 
     MySQL needs other types: its BLOB holds at most 64 KiB, and its DATETIME only whole seconds.
     """
+    if metadata is None:
+        metadata = MetaData()
     if not isinstance(metadata, MetaData):
         raise ConfigError(
             f"metadata: {shorten(metadata)} is not a MetaData; pass the MetaData of your models, "
@@ -295,6 +301,8 @@ class SessionHooks:
 
     def _send(self, engine: Engine, rows: Sequence[UnsentRow]) -> None:
         if engine.dialect.is_async:
+            from sqlalchemy.ext.asyncio import AsyncEngine
+
             database = AsyncEngineDatabase(AsyncEngine(engine), self._table)
             self._after_commit.begin(rows, database)
         else:
