@@ -4,6 +4,7 @@ dashboard."""
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from starlette.testclient import TestClient
 from qsync import AsyncClient, ConfigError, Qsync, QsyncError, Task
 from qsync.contrib import starlette as for_starlette
 from qsync.contrib.fastapi import QueueClient, lifespan, mount_dashboard
+from qsync.web import create_app
 from tests.support.dashboard import SAME
 from tests.support.stores import Store
 
@@ -310,6 +312,54 @@ def test_wrong_arguments_of_the_dashboard_are_named(app: Qsync) -> None:
         with pytest.raises(ConfigError, match=r"dependencies: .*; pass \[Depends\(...\)\]"):
             mount_dashboard(api, "/ops", app, dependencies=dependencies)
     assert len(api.routes) == len(FastAPI().routes)
+
+
+def test_dashboard_is_mounted_with_all_options_of_create_app(app: Qsync) -> None:
+    own = inspect.signature(create_app).parameters
+    for mount in (mount_dashboard, for_starlette.mount_dashboard):
+        options = inspect.signature(mount).parameters
+        assert {name: one.default for name, one in own.items() if name != "inspector"} == {
+            name: one.default
+            for name, one in options.items()
+            if one.kind is one.KEYWORD_ONLY and name != "dependencies"
+        }
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"auth": 0}, {"role": "admin"}, {"token": "short"}, {"token": 5}, {"view_token": "x" * 20},
+     {"language": "de"}, {"trace_url": "http://x/"}, {"mask": 5}, {"timeout": 0},
+     {"read_only": None}, {"hosts": "shop.example"}, {"others": [1]}, {"others": {"b": 1}},
+     {"others": {"/": None}}],
+)  # fmt: skip
+def test_wrong_option_of_the_dashboard_is_refused_when_it_is_mounted(
+    app: Qsync, option: dict[str, Any]
+) -> None:
+    access: dict[str, Any] = {} if {"auth", "token"} & option.keys() else {"auth": "host"}
+    for mount, site in (
+        (mount_dashboard, FastAPI()),
+        (for_starlette.mount_dashboard, Starlette()),
+    ):
+        routes, context = len(site.routes), site.router.lifespan_context
+        with pytest.raises(ConfigError, match=f"^{next(iter(option))}: "):
+            mount(site, "/ops", app, **access, **option)  # type: ignore[arg-type]
+        assert (len(site.routes), site.router.lifespan_context) == (routes, context)
+
+
+def test_mounted_dashboard_shows_other_stores(app: Qsync, valkey: Store, prefix: str) -> None:
+    with (
+        Qsync(valkey.url, prefix=f"{prefix}-b") as other,
+        TestClient(
+            operated(app, dependencies=[], auth="host", others={"b": other, "c": other.inspector()})
+        ) as web,
+    ):
+        with other.client() as client:
+            client.enqueue(Task("t", queue="only-in-b"))
+        for store in "bc":
+            assert "only-in-b" in web.get(f"/ops/store/{store}/queues").text
+        assert "only-in-b" not in web.get("/ops/queues").text
+    with pytest.raises(ConfigError, match=f"others: {prefix} is already the name"):
+        mount_dashboard(FastAPI(), "/ops", app, auth="host", others={prefix: other})
 
 
 def test_dashboard_without_lifespan_raises_an_error(app: Qsync) -> None:

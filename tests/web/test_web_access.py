@@ -327,14 +327,18 @@ async def test_slow_or_broken_page_shows_no_details(valkey: Store, prefix: str) 
 
 @pytest.mark.parametrize(
     "options",
-    [{"token": "short"}, {"token": TOKEN, "auth": "host"}, {"auth": "hosts"}, {"mask": 3},
-     {"timeout": 0}, {"timeout": True}, {"hosts": "localhost"}],
+    [{"token": "short"}, {"auth": "host", "token": TOKEN}, {"auth": "hosts"}, {"auth": 0},
+     {"mask": 3}, {"timeout": 0}, {"timeout": True}, {"hosts": "localhost"}, {"hosts": 5},
+     {"hosts": [1]}, {"token": 5}, {"token": b"short" * 4}, {"view_token": 5, "token": TOKEN},
+     {"read_only": None}, {"read_only": 0}, {"read_only": ""}, {"read_only": "false"},
+     {"language": []}, {"role": []}, {"trace_url": 5}, {"others": [1]}, {"others": 0},
+     {"others": {"b": 1}}, {"others": {1: 1}}],
 )  # fmt: skip
 async def test_wrong_option_is_refused_at_once(
     valkey: Store, prefix: str, options: dict[str, Any]
 ) -> None:
     async with bed(valkey.url, prefix) as made:
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError, match=f"^{next(iter(options))}: ") as caught:
             create_app(made.inspector, **options)
         assert "short" not in str(caught.value)
 

@@ -12,7 +12,7 @@ docs/fastapi.md shows a complete program.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from qsync.app import Qsync
@@ -30,9 +30,17 @@ try:
 except ModuleNotFoundError as _error:
     raise missing(_error, "fastapi") from None
 
-from qsync.contrib.starlette import MountedDashboard, check_app, check_path, client_of, lifespan
+from qsync.contrib.starlette import (
+    TIMEOUT_S,
+    MountedDashboard,
+    check_app,
+    check_path,
+    client_of,
+    lifespan,
+)
 
 if TYPE_CHECKING:
+    from qsync.inspector import Inspector
     from qsync.web.auth import Auth
     from qsync.web.pages import Mask
     from qsync.web.roles import Role, RoleOf
@@ -63,13 +71,16 @@ def mount_dashboard(
     trace_url: str | None = None,
     role: RoleOf | Role | None = None,
     hosts: Collection[str] | None = None,
+    timeout: float = TIMEOUT_S,
+    others: Mapping[str, Qsync | Inspector] | None = None,
 ) -> None:
     """Mount the dashboard of the app at a path of the API; it starts and stops with the API.
 
     Each of `dependencies`, e.g. `Depends(staff)`, runs before every request; to refuse a request,
     it raises an HTTPException. The other options are those of `qsync.web.create_app`; a function
-    for `auth` runs after the dependencies. Raises ConfigError if none of `dependencies`, `token`
-    and `auth` restricts access, or if the path is invalid.
+    for `auth` runs after the dependencies. `others` may also contain apps, whose inspectors are
+    opened and closed with the API. Raises ConfigError if none of `dependencies`, `token` and `auth`
+    restricts access, or if the path or an option is invalid.
     """
     if not isinstance(api, FastAPI):
         raise ConfigError(
@@ -88,15 +99,17 @@ def mount_dashboard(
     options = {
         "token": token, "view_token": view_token, "auth": auth, "read_only": read_only,
         "mask": mask, "hosts": hosts, "language": language, "trace_url": trace_url, "role": role,
+        "timeout": timeout,
     }  # fmt: skip
-    dashboard = MountedDashboard(api, app, options)
+    path = check_path(path)
+    dashboard = MountedDashboard(api, app, options, others)
     router = APIRouter(dependencies=list(dependencies), include_in_schema=False)
 
     async def show(request: Request, rest: str) -> Response:
         return _FromDashboard(dashboard, request, rest)
 
     router.add_api_route(
-        f"{check_path(path)}/{{rest:path}}", show, methods=["GET", "HEAD", "POST"],
+        f"{path}/{{rest:path}}", show, methods=["GET", "HEAD", "POST"],
         response_model=None,
     )  # fmt: skip
     api.include_router(router)

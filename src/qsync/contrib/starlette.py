@@ -31,8 +31,9 @@ except ModuleNotFoundError as _error:
     raise missing(_error, "web") from None
 
 if TYPE_CHECKING:
-    # At run time, these are imported only when the site starts, because they need all packages of
+    # At run time, these are imported only by `mount_dashboard`, because they need all packages of
     # the extra.
+    from qsync.inspector import Inspector
     from qsync.web import Dashboard
     from qsync.web.auth import Auth
     from qsync.web.pages import Mask
@@ -49,6 +50,10 @@ CLIENT: Final = "qsync_client"
 RUNNING: Final = "qsync_running"
 """Name, in the site's state, of a list with an (app, client) pair for each running lifespan. There
 may be several pairs, because the lifespans of a site's test clients may overlap."""
+
+TIMEOUT_S: Final = 10.0
+"""Default time limit of a request to the dashboard, in seconds; copied here because
+`qsync.web.options` needs all packages of the extra."""
 
 _SECOND_APP: Final = (
     "lifespan: the site already has the client of another lifespan(...); open the second client in "
@@ -130,11 +135,14 @@ def mount_dashboard(
     trace_url: str | None = None,
     role: RoleOf | Role | None = None,
     hosts: Collection[str] | None = None,
+    timeout: float = TIMEOUT_S,
+    others: Mapping[str, Qsync | Inspector] | None = None,
 ) -> None:
     """Mount the dashboard of the app at a path of the site; it starts and stops with the site.
 
-    The options are those of `qsync.web.create_app`. Raises ConfigError if neither `token` nor
-    `auth` restricts access, or if the path is invalid.
+    The options are those of `qsync.web.create_app`; `others` may also contain apps, whose
+    inspectors are opened and closed with the site. Raises ConfigError if neither `token` nor `auth`
+    restricts access, or if the path or an option is invalid.
     """
     if not isinstance(site, Starlette):
         raise ConfigError(f"site: {shorten(site)} is not a Starlette application")
@@ -144,8 +152,10 @@ def mount_dashboard(
     options = {
         "token": token, "view_token": view_token, "auth": auth, "read_only": read_only,
         "mask": mask, "hosts": hosts, "language": language, "trace_url": trace_url, "role": role,
+        "timeout": timeout,
     }  # fmt: skip
-    site.mount(check_path(path), MountedDashboard(site, app, options))
+    path = check_path(path)
+    site.mount(path, MountedDashboard(site, app, options, others))
 
 
 def check_app(app: object) -> None:
@@ -165,12 +175,20 @@ def check_path(path: str) -> str:
 class MountedDashboard:
     """The dashboard as an ASGI app that runs while the site runs.
 
-    An inspector belongs to one event loop, so each run of the site gets a new one.
+    An inspector belongs to one event loop, so each run of the site gets a new one. Raises
+    ConfigError, and leaves the site unchanged, if an option is invalid.
     """
 
-    def __init__(self, site: Starlette, app: Qsync, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        site: Starlette,
+        app: Qsync,
+        options: dict[str, Any],
+        others: Mapping[str, Qsync | Inspector] | None,
+    ) -> None:
         self._app = app
         self._options = options
+        self._others = _check(app, options, others)
         self._dashboard: Dashboard | None = None
         outer = site.router.lifespan_context
 
@@ -185,12 +203,19 @@ class MountedDashboard:
     async def _running(self) -> AsyncIterator[None]:
         from qsync.web.app import make_dashboard
 
-        async with (
-            self._app.inspector() as inspector,
-            make_dashboard(
-                inspector, allowed_by="mount_dashboard(..., read_only=False)", **self._options
-            ) as self._dashboard,
-        ):
+        async with contextlib.AsyncExitStack() as stack:
+            inspector = await stack.enter_async_context(self._app.inspector())
+            others = {
+                name: await stack.enter_async_context(other.inspector())
+                if isinstance(other, Qsync)
+                else other
+                for name, other in self._others.items()
+            }
+            dashboard = make_dashboard(
+                inspector, others=others, allowed_by="mount_dashboard(..., read_only=False)",
+                **self._options,
+            )  # fmt: skip
+            self._dashboard = await stack.enter_async_context(dashboard)
             try:
                 yield
             finally:
@@ -204,3 +229,22 @@ class MountedDashboard:
                 "the outermost application, since mounted applications have no lifespan"
             )
         await self._dashboard(scope, receive, send)
+
+
+def _check(
+    app: Qsync, options: dict[str, Any], others: Mapping[str, Qsync | Inspector] | None
+) -> dict[str, Qsync | Inspector]:
+    """Check the options of the dashboard, and return `others` as a dict."""
+    from qsync.inspector import Inspector
+    from qsync.web.options import check_options, check_others
+
+    check_options(**options)
+    checked = check_others(others, "apps or inspectors")
+    for name, other in checked.items():
+        if not isinstance(other, Qsync | Inspector):
+            raise ConfigError(
+                f"others: {name}: {shorten(other)} is neither a Qsync nor an Inspector"
+            )
+        if name == app.prefix:
+            raise ConfigError(f"others: {name} is already the name of another store")
+    return checked

@@ -24,7 +24,6 @@ from qsync.errors import (
     StoreUnavailable,
 )
 from qsync.inspector import Inspector
-from qsync.keys import NAME
 from qsync.phrase import phrase_of
 from qsync.value_text import shorten
 from qsync.web import (
@@ -48,12 +47,11 @@ from qsync.web import (
     types,
     waiting_tasks,
 )
-from qsync.web.attempts import check_trace_url
-from qsync.web.auth import Auth, DenyAll, SignIn, access_of
+from qsync.web.auth import Auth, DenyAll, SignIn
 from qsync.web.error_scan import ErrorScanner
-from qsync.web.language import check_language
+from qsync.web.options import TIMEOUT_S, check_options, check_others
 from qsync.web.pages import Mask, Site, make_environment
-from qsync.web.roles import Role, RoleOf, check_role
+from qsync.web.roles import Role, RoleOf
 from qsync.web.sampler import Sampler
 from qsync.web.security import RequestGuard, Rules, sign_in_of
 from qsync.web.translation import _, written
@@ -61,8 +59,6 @@ from qsync.web.translation import _, written
 log: Final = logging.getLogger("qsync.web")
 
 View = Callable[[Site, Request], Awaitable[Response]]
-
-TIMEOUT_S: Final = 10.0
 
 VIEWS: Final[dict[str, View]] = {
     "/": overview.show,
@@ -247,18 +243,14 @@ def make_dashboard(
     allowed_by   the setting that enables changes, as a user writes it; shown if changes are off
     hosts_by     the setting that allows a name in the Host header; shown if a name is refused
     """
-    inspectors = _by_path(inspector, others or {})
-    if mask is not None and not callable(mask):
-        raise ConfigError("mask: must be a function of a task's type and payload")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-        raise ConfigError(f"timeout: {shorten(timeout)} is not a number of seconds above 0")
-    if isinstance(hosts, str):
-        raise ConfigError(f"hosts: {shorten(hosts)} is a string; pass a list of names")
-    access = access_of(token, auth, view_token)
-    if isinstance(access, DenyAll):
+    inspectors = _by_path(inspector, check_others(others, "inspectors"))
+    options = check_options(
+        token=token, view_token=view_token, auth=auth, read_only=read_only, mask=mask, hosts=hosts,
+        timeout=timeout, language=language, trace_url=trace_url, role=role,
+    )  # fmt: skip
+    if isinstance(options.access, DenyAll):
         log.warning("the dashboard refuses all requests: pass token= or auth= to create_app()")
-    names = None if hosts is None else {host.strip("[]").lower() for host in hosts}
-    environment, traces = make_environment(), check_trace_url(trace_url)
+    environment = make_environment()
     titles = {title: path for path, (title, each) in inspectors.items()} if others else {}
     sites = [
         Site(
@@ -266,36 +258,39 @@ def make_dashboard(
             environment=environment,
             sampler=Sampler(each),
             error_scanner=ErrorScanner(each),
-            read_only=read_only,
+            read_only=options.read_only,
             allowed_by=allowed_by,
-            signs_in=token is not None,
-            mask=mask,
-            trace_url=traces,
+            signs_in=options.signs_in,
+            mask=options.mask,
+            trace_url=options.trace_url,
             path=path,
             others=titles,
         )
         for path, (title, each) in inspectors.items()
     ]
     rules = Rules(
-        access, read_only, allowed_by, names, hosts_by, timeout, check_language(language),
-        check_role(role),
+        options.access, options.read_only, allowed_by, options.hosts, hosts_by, options.timeout,
+        options.language, options.role,
     )  # fmt: skip
     return Dashboard(sites, rules)
 
 
 def _by_path(first: Inspector, others: Mapping[str, Inspector]) -> dict[str, tuple[str, Inspector]]:
     """Return the title and the inspector of each site by its path below the dashboard."""
-    sites = {"": (first.prefix, first)} if isinstance(first, Inspector) else {}
+    if not isinstance(first, Inspector):
+        raise ConfigError(
+            f"inspector: {shorten(first)} is not an Inspector; create one with Qsync.inspector()"
+        )
+    sites = {"": (first.prefix, first)}
     for name, inspector in others.items():
-        if not isinstance(name, str) or not NAME.fullmatch(name) or name in (".", ".."):
+        if not isinstance(inspector, Inspector):
             raise ConfigError(
-                f"others: {shorten(name)} is not a valid name; use letters, digits, _ . and -"
+                f"others: {name}: {shorten(inspector)} is not an Inspector; create one with "
+                "Qsync.inspector()"
             )
-        if name in [title for title, each in sites.values()]:
+        if name == first.prefix:
             raise ConfigError(f"others: {name} is already the name of another store")
         sites[f"/store/{name}"] = (name, inspector)
-    if not sites or not all(isinstance(each, Inspector) for title, each in sites.values()):
-        raise ConfigError("inspector: must be an Inspector; create one with Qsync.inspector()")
     return sites
 
 

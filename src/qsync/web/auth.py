@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from qsync.errors import ConfigError, InvalidTask
+from qsync.value_text import class_name, shorten
 from qsync.web.language import VARY
 from qsync.web.query import parse_form
 from qsync.web.translation import _, duration
@@ -70,6 +71,10 @@ def access_of(
 ) -> Access:
     """Return the access check that these options configure; raise ConfigError if they are
     invalid."""
+    for field, text in (("token", token), ("view_token", view_token)):
+        if text is not None and not isinstance(text, str):
+            # Only the class is named, because the value may be a secret.
+            raise ConfigError(f"{field}: {class_name(text)} is not a string")
     if token is not None and auth is not None:
         raise ConfigError("auth: pass either token= or auth=, not both")
     if view_token is not None and token is None:
@@ -80,10 +85,10 @@ def access_of(
         return TokenAccess(token, view_token=view_token)
     if auth is None:
         return DenyAll()
-    if auth == "host":
+    if isinstance(auth, str) and auth == "host":
         return AllowAll()
     if not callable(auth):
-        raise ConfigError('auth: must be a function of the request, or "host"')
+        raise ConfigError(f"auth: {shorten(auth)} is neither a function of the request nor 'host'")
     return CallbackAuth(auth)
 
 

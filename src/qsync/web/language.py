@@ -76,7 +76,7 @@ def check_language(code: str | None) -> Language | None:
     """Return the language that the option `language` names; raise ConfigError if it is unknown."""
     if code is None:
         return None
-    if code not in LANGUAGES:
+    if not isinstance(code, str) or code not in LANGUAGES:
         raise ConfigError(
             f"language: unknown value {shorten(code)}; use {' or '.join(map(repr, LANGUAGES))}"
         )

@@ -52,7 +52,7 @@ def check_role(role: RoleOf | Role | None) -> RoleOf | Role:
     is invalid."""
     if role is None:
         return "delete"
-    if callable(role) or role in RANK:
+    if callable(role) or (isinstance(role, str) and role in RANK):
         return role
     raise ConfigError(
         f"role: {shorten(role)} is neither a function of the request nor one of {', '.join(RANK)}"
