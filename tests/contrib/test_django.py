@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,7 +220,14 @@ def found_by_the_checks() -> list[tuple[str, str]]:
         ({"DASHBOARD": {"LANGUAGE": "de"}}, "qsync.E004", "LANGUAGE: 'de' is not 'en' or 'ru'"),
         ({"DASHBOARD": {"READ_ONLY": 1}}, "qsync.E004", "READ_ONLY: 1 is neither True nor False"),
         ({"DASHBOARD": {"ROLE": "boss"}}, "qsync.E004", "ROLE: 'boss' is neither a function of"),
-        ({"DASHBOARD": {"ROLE": "no.such"}}, "qsync.E004", "ROLE: No module named 'no'"),
+        ({"DASHBOARD": {"ROLE": "no.such"}}, "qsync.E004", "DASHBOARD: ROLE: No module named 'no'"),
+        ({"DASHBOARD": {"MASK": "no.such"}}, "qsync.E004", "DASHBOARD: MASK: No module named 'no'"),
+        ({"DASHBOARD": {"MASK": "os.sep"}}, "qsync.E004", "MASK: 'os.sep' is neither a function"),
+        (
+            {"DASHBOARD": {"TRACE_URL": "traces/{trace_id}"}},
+            "qsync.E004",
+            "TRACE_URL: 'traces/{trace_id}' is not an address",
+        ),
     ],
 )
 def test_wrong_setting_is_named_by_the_system_checks(
@@ -234,6 +242,53 @@ def test_wrong_setting_is_named_by_the_system_checks(
         assert text in message
         with pytest.raises(ImproperlyConfigured, match="QSYNC: "):
             configuration()
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("'ON_ERROR': 'shop.tasks.tell'", "ON_ERROR: the module 'shop.tasks' imports the app of"),
+        ("'MIDDLEWARE': ['shop.tasks.tell']", "MIDDLEWARE: the module 'shop.tasks' imports the"),
+        ("'ON_ERROR': 'shop.errors.tell'", "ON_ERROR: the module 'shop.errors' imports the app"),
+        (
+            "'DASHBOARD': {'ROLE': 'shop.views.role'}",
+            "DASHBOARD: ROLE: the module 'shop.views' imports 'shop.tasks', which imports the app",
+        ),
+        (
+            "'DASHBOARD': {'MASK': 'shop.views.role'}",
+            "DASHBOARD: MASK: the module 'shop.views' imports 'shop.tasks', which imports the app",
+        ),
+        ("'ON_ERROR': 'shop.broken.tell'", "ON_ERROR: No module named 'no_such_module'"),
+        ("'ON_ERROR': 'shop.apart.tell'", ""),
+    ],
+)
+def test_dotted_path_into_a_module_that_imports_the_app_is_explained(
+    tmp_path: Path, option: str, text: str
+) -> None:
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    tell = "def tell(error, task): ...\n"
+    tasks = "from qsync.contrib.django import app\n@app.task\ndef pack(order: int) -> None: ...\n"
+    files = {
+        "__init__": "", "tasks": tasks + tell, "views": "from shop.tasks import pack\n" + tell,
+        "errors": "from qsync.contrib.django import app\n" + tell, "apart": tell,
+        "broken": "import no_such_module\n" + tell,
+    }  # fmt: skip
+    for name, code in files.items():
+        (shop / f"{name}.py").write_text(code.replace("tell", "role") if name == "views" else code)
+    program = (
+        "import django; from django.conf import settings\n"
+        f"options = {{'URL': 'redis://127.0.0.1:1', {option}}}\n"
+        "settings.configure(QSYNC=options, INSTALLED_APPS=['qsync.contrib.django', 'shop'])\n"
+        "django.setup()\n"
+        "from qsync.contrib.django import app\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    last = done.stderr.rstrip().rpartition("\n")[2]
+    assert f"QSYNC: {text}" in last if text else done.stderr == ""
+    assert not text or "no_such" in text or "move the function to a module that does not" in last
 
 
 def test_option_of_the_app_that_is_wrong_is_named_when_the_project_starts(valkey: Store) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +39,9 @@ DASHBOARD: Final = ("READ_ONLY", "MASK", "LANGUAGE", "TRACE_URL", "ROLE")
 
 ROLES: Final = ("view", "operate", "delete")
 """Roles of the dashboard's users; copied here because `qsync.web.roles` needs the extra `web`."""
+
+
+TRACE_URL: Final = re.compile(r"https?://.*\{trace_id\}")
 
 
 class SettingError(ImproperlyConfigured):
@@ -101,7 +106,7 @@ def configuration() -> Configuration:
         _enqueue(setting.get("ENQUEUE", "on_commit")),
         _database(setting.get("DATABASE", "default")),
         dashboard.get("READ_ONLY", True),
-        _imported("MASK", dashboard.get("MASK")),
+        _mask(dashboard.get("MASK")),
         dashboard.get("LANGUAGE"),
         dashboard.get("TRACE_URL"),
         _role(dashboard.get("ROLE", "delete")),
@@ -141,24 +146,31 @@ def _dashboard(value: Any) -> Mapping[str, Any]:
     if value.get("LANGUAGE") not in (None, *DASHBOARD_LANGUAGES):
         shown, languages = shorten(value["LANGUAGE"]), " or ".join(map(repr, DASHBOARD_LANGUAGES))
         raise SettingError(f"QSYNC: DASHBOARD: LANGUAGE: {shown} is not {languages}", "qsync.E004")
-    mask = value.get("MASK")
-    if mask is not None and not callable(mask) and not isinstance(mask, str):
-        raise SettingError(
-            f"QSYNC: DASHBOARD: MASK: {shorten(mask)} is neither a function nor its dotted path",
-            "qsync.E004",
-        )
     traces = value.get("TRACE_URL")
-    if traces is not None and not (isinstance(traces, str) and "{trace_id}" in traces):
+    if traces is not None and not (isinstance(traces, str) and TRACE_URL.match(traces)):
         raise SettingError(
-            f"QSYNC: DASHBOARD: TRACE_URL: {shorten(traces)} is not an address with {{trace_id}}",
+            f"QSYNC: DASHBOARD: TRACE_URL: {shorten(traces)} is not an address with {{trace_id}}; "
+            "write https://traces.example.com/trace/{trace_id}",
             "qsync.E004",
         )
     return value
 
 
+def _mask(value: Any) -> Any:
+    """Return the function, or the function that a dotted path names."""
+    mask = _import("DASHBOARD: MASK", value) if isinstance(value, str) else value
+    if mask is not None and not callable(mask):
+        raise SettingError(
+            f"QSYNC: DASHBOARD: MASK: {shorten(value)} is neither a function nor its dotted path",
+            "qsync.E004",
+        )
+    return mask
+
+
 def _role(value: Any) -> Any:
     """Return the role, or the function that a dotted path names."""
-    role = _import("ROLE", value) if isinstance(value, str) and "." in value else value
+    is_path = isinstance(value, str) and "." in value
+    role = _import("DASHBOARD: ROLE", value) if is_path else value
     if not callable(role) and role not in ROLES:
         raise SettingError(
             f"QSYNC: DASHBOARD: ROLE: {shorten(value)} is neither a function of the request nor "
@@ -172,7 +184,7 @@ def _imported(name: str, value: Any) -> Any:
     """Return the object that a dotted path names; return any other value unchanged."""
     if name == "MIDDLEWARE" and isinstance(value, Iterable) and not isinstance(value, str):
         return [_import(name, item) if isinstance(item, str) else item for item in value]
-    if name in (*IMPORTED, "MASK") and isinstance(value, str):
+    if name in IMPORTED and isinstance(value, str):
         return _import(name, value)
     return value
 
@@ -181,7 +193,34 @@ def _import(name: str, path: str) -> Any:
     try:
         return import_string(path)
     except ImportError as error:
-        raise SettingError(f"QSYNC: {name}: {error}", "qsync.E004") from error
+        reason = _circle(path.rpartition(".")[0], error.name) or error
+        raise SettingError(f"QSYNC: {name}: {reason}", "qsync.E004") from error
+
+
+def _circle(module: str, failed: str | None) -> str:
+    """Return why a module cannot be used while one that it imports, or the module itself, waits for
+    the app; "" if none does.
+
+    `failed` is the module that the import error names.
+    """
+    running = {
+        frame.f_globals.get("__name__")
+        for frame, _ in traceback.walk_stack(None)
+        if frame.f_code.co_name == "<module>"
+    }
+    advice = "move the function to a module that does not import the app"
+    if module in running:
+        return (
+            f"the module {module!r} imports the app of qsync, so it is only partly imported while "
+            f"the app is created; {advice}"
+        )
+    if failed in running:
+        return (
+            f"the module {module!r} imports {failed!r}, which imports the app of qsync, so "
+            f"{failed!r} is only partly imported while the app is created; {advice}, directly or "
+            "through another module"
+        )
+    return ""
 
 
 def _on_change(*, setting: str, **_: Any) -> None:
