@@ -19,7 +19,7 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 
 import qsync
-from qsync import ConfigError, DuplicateTask, InvalidTask, Qsync, TaskNotFound
+from qsync import AsyncHandle, ConfigError, DuplicateTask, InvalidTask, Qsync, TaskNotFound
 from qsync.contrib.django.configuration import configuration
 from tests.support import django_project
 from tests.support.stores import Store
@@ -98,6 +98,43 @@ def test_rollback_sends_nothing(project: Qsync, enqueue: Enqueue) -> None:
     assert pending(project) == []
     with project.client() as client, pytest.raises(TaskNotFound):
         client.handle(handle.id).info()
+
+
+@pytest.mark.parametrize("mode", ["on_commit", "outbox"])
+def test_handle_explains_that_its_task_waits_for_the_commit(
+    project: Qsync, valkey: Store, mode: str
+) -> None:
+    from tests.support.django_shop.tasks import weigh
+
+    changed = django_project.options(valkey.url, ENQUEUE=mode)
+    text = "is not in queue 'default' yet: it is sent when the database transaction"
+
+    async def refused() -> None:
+        handle: AsyncHandle[Any] = await weigh.enqueue("milk")
+        for call in (handle.info(), handle.result(1), handle.cancel(), handle.reschedule(delay=5)):
+            with pytest.raises(TaskNotFound, match=text):
+                await call
+
+    with override_settings(QSYNC=changed):
+        with transaction.atomic():
+            handle = weigh.enqueue_sync("tea")
+            calls: list[Callable[[], Any]] = [
+                handle.info, lambda: handle.result(1), handle.cancel,
+                lambda: handle.reschedule(delay=5),
+            ]  # fmt: skip
+            for call in calls:
+                with pytest.raises(TaskNotFound, match=text):
+                    call()
+            async_to_sync(refused)()
+        assert handle.info().state == "pending"
+        assert handle.cancel()
+        with pytest.raises(Undo), transaction.atomic():
+            lost = weigh.enqueue_sync("tea")
+            raise Undo
+        with pytest.raises(TaskNotFound, match="and never after a rollback"):
+            lost.cancel()
+        outside = weigh.enqueue_sync("tea")
+        assert outside.info().state == "pending"
 
 
 def test_rollback_to_a_savepoint_sends_only_tasks_enqueued_outside(

@@ -16,7 +16,7 @@ from django.db.models.functions import Length
 from django.utils import timezone
 
 from qsync.connections import Connections
-from qsync.contrib.django.at_commit import at_commit
+from qsync.contrib.django.at_commit import Commit, at_commit
 from qsync.contrib.django.configuration import configuration
 from qsync.contrib.outbox.after_commit import AfterCommit
 from qsync.contrib.outbox.database import (
@@ -162,9 +162,9 @@ class DjangoOutbox:
         self._connections = connections
         self._after_commit = AfterCommit(connections)
 
-    def write(self, task: Task[Any], sent: Sent) -> Task[Any]:
-        """Write the row of a task, and return the task with its id; the task is sent after the
-        commit.
+    def write(self, task: Task[Any], sent: Sent) -> tuple[Task[Any], Commit]:
+        """Write the row of a task; return the task with its id, and the commit after which it is
+        sent.
 
         Raises DuplicateTask if an unsent row already has the id that the caller chose.
         """
@@ -174,13 +174,13 @@ class DjangoOutbox:
         try:
             with transaction.atomic(using=database):
                 _rows(database).create(**fields)
-                at_commit(database, partial(self._send, database, row, sent))
+                commit = at_commit(database, partial(self._send, database, row, sent))
         except IntegrityError:
             raise DuplicateTask(
                 f"id {row.id!r}: a task that waits in the outbox already has this id",
                 id=row.id, queue=row.queue,
             ) from None  # fmt: skip
-        return task.replace(id=row.id)
+        return task.replace(id=row.id), commit
 
     def _send(self, database: str, row: UnsentRow, sent: Sent) -> None:
         self._after_commit.send([row], _SentDatabase(database, partial(sent, row.id, True)))

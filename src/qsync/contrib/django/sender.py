@@ -12,9 +12,10 @@ from django.db import transaction
 
 from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
-from qsync.contrib.django.at_commit import at_commit, waiting
+from qsync.contrib.django.at_commit import Commit, at_commit, waiting
 from qsync.contrib.django.configuration import configuration
 from qsync.contrib.django.outbox import DjangoOutbox
+from qsync.contrib.django.uncommitted import handle_of
 from qsync.errors import DuplicateTask
 from qsync.formatting import plural
 from qsync.loop_internals import running_loop
@@ -37,7 +38,8 @@ class ProjectSender:
     enqueue.
 
     A task enqueued in an open transaction gets its id immediately. The handle's `created` is then
-    False, because the store does not have the task yet.
+    False, because the store does not have the task yet, and the handle raises TaskNotFound until
+    the commit.
     """
 
     def __init__(self, connections: Connections) -> None:
@@ -49,7 +51,7 @@ class ProjectSender:
         client = self._connections.shared()
         later = self._defer(task, sent)
         if later is not None:
-            return _handle(client, later)
+            return _handle(client, *later)
         handle = client.enqueue(task)
         sent(handle.id, handle.created)
         return handle
@@ -61,12 +63,12 @@ class ProjectSender:
             later = await sync_to_async(self._defer, thread_sensitive=True)(task, _nothing)
         client = self._connections.here()
         if later is not None:
-            return _handle(client, later)
+            return _handle(client, *later)
         return await client.enqueue(task)
 
-    def _defer(self, task: Task[Any], sent: Sent) -> Task[Any] | None:
-        """Send the task at the commit and return it with its id; return None if it can be sent
-        now."""
+    def _defer(self, task: Task[Any], sent: Sent) -> tuple[Task[Any], Commit] | None:
+        """Send the task at the commit; return it with its id, and the commit. Return None if the
+        task can be sent now."""
         configured = configuration()
         if configured.enqueue == "outbox" and self._connections.client_types is None:
             return self.outbox.write(task, sent)
@@ -74,8 +76,7 @@ class ProjectSender:
             return None
         self._connections.check(task)
         later = task if task.id is not None else task.replace(id=new_id())
-        at_commit(configured.database, partial(self._send, later, sent))
-        return later
+        return later, at_commit(configured.database, partial(self._send, later, sent))
 
     def waiting(self) -> str:
         """Return a hint for a failed test: how many enqueues wait for a commit, and how to send
@@ -115,7 +116,7 @@ def _in_transaction(database: str) -> bool:
     return connection.connection is not None and not connection.get_autocommit()
 
 
-def _handle(client: Any, task: Task[Any]) -> Any:
-    handle = client.handle(task.id, queue=task.queue)
+def _handle(client: Any, task: Task[Any], commit: Commit) -> Any:
+    handle = handle_of(client, str(task.id), task.queue, commit)
     decode = task.payload.decode if isinstance(task.payload, Arguments) else None
     return handle if decode is None else handle.with_decoder(decode)
