@@ -8,6 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -176,6 +178,32 @@ def test_image_installs_requirements_before_it_copies_the_code() -> None:
     assert requirements < install < code
 
 
+def test_image_installs_qsync_from_a_clone(tmp_path: Path) -> None:
+    """The image copies all files from which pip builds qsync, which is on no package index."""
+    root = DEPLOY.parent
+    text = (DEPLOY / "docker" / "Dockerfile").read_text()
+    assert compose()["services"]["worker"]["build"]["additional_contexts"].keys() == {"qsync"}
+    for words in map(str.split, re.findall(r"^COPY --from=qsync (.*)$", text, re.MULTILINE)):
+        *sources, target = words
+        copy = tmp_path / target.strip("/")
+        copy.mkdir(parents=True, exist_ok=True)
+        for source in sources:
+            if (root / source).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(root / source, copy, ignore=ignored, dirs_exist_ok=True)
+            else:
+                shutil.copy(root / source, copy)
+    [(folder, extras)] = re.findall(r"pip install --no-cache-dir '/(\w+)\[(.*)\]'", text)
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert {"prometheus", "web"} <= {*extras.split(",")} <= {*project["optional-dependencies"]}
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=tmp_path / folder, capture_output=True, check=True,
+    )  # fmt: skip
+    [wheel] = tmp_path.glob("*.whl")
+    assert "qsync/broker/lua/fetch.lua" in zipfile.ZipFile(wheel).namelist()
+
+
 def test_containers_cannot_run_as_root() -> None:
     assert pod()["securityContext"]["runAsNonRoot"] is True
     security = container()["securityContext"]
@@ -221,6 +249,7 @@ def options_of(command: Any) -> set[str]:
 def test_the_docs_name_options_and_files_that_exist() -> None:
     text = (DEPLOY.parent / "docs" / "operations.md").read_text()
     known = options_of(typer.main.get_command(app)) | {"--now"}  # of systemctl
+    known |= {"--build", "--build-context", "--project-directory"}  # of docker
     assert set(re.findall(r"(?<![-|])--[a-z][a-z-]+", text)) <= known
     links = set(re.findall(r"\]\(\.\./([^)]+)\)", text))
     assert links == {
