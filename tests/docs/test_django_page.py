@@ -70,6 +70,8 @@ def test_project_of_the_page_works_and_its_tests_pass(tmp_path: Path) -> None:
         worker = start("qsync_worker", "--reload")
         bought = httpx.post(f"{web.url}/buy/lamp", timeout=30).json()
         assert bought["order"] == 1
+        for mistyped in ("nobody", "bad%20id"):
+            assert httpx.get(f"{web.url}/tasks/{mistyped}", timeout=30).status_code == 404
 
         def result() -> str | None:
             shown = httpx.get(f"{web.url}/tasks/{bought['task']}", timeout=30).json()

@@ -65,7 +65,8 @@ async def test_the_web_application_of_the_guide_works(guide: Any) -> None:
         task = (await web.post("/buy")).json()["task"]
         waiting = {"state": "pending", "progress": None}
         assert (await web.get(f"/tasks/{task}")).json() == waiting
-        assert (await web.get("/tasks/nobody")).status_code == 404
+        for mistyped in ("nobody", "bad%20id", "%C3%A9", "x" * 129):
+            assert (await web.get(f"/tasks/{mistyped}")).status_code == 404
         async with guide.server:
 
             async def done() -> bool:
