@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, ca
 from qsync.backoff import ExponentialBackoff
 from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
-from qsync.limit import LimitTemplates
+from qsync.limit import LimitTemplates, check_literal_keys
 from qsync.mux import Handler, Middleware, make_batch_handler
 from qsync.retry_policy import ErrorClasses, retry_rules
 from qsync.task import Task, TaskInfo
@@ -71,6 +71,7 @@ class BatchFunction(Generic[V]):
         )  # fmt: skip
         """Handler that servers run."""
         self._options = overridden(self.name, {}, stored)
+        check_literal_keys(self.name, stored, None)
         _ = self.limits  # checks them
 
     def __repr__(self) -> str:

@@ -6,6 +6,7 @@ Tasks name their limits: `stripe`, or `customer:42`, whose name is `customer` an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from string import Formatter
@@ -235,6 +236,28 @@ _NOTHING_TO_FILL: Final = (
     "nor any other; only the arguments of an @app.task function fill placeholders, so name the "
     "limit without them, e.g. 'customer'"
 )
+
+
+_PLACEHOLDER: Final = re.compile(r"\{(\w+)[^{}]*\}")
+
+
+def check_literal_keys(
+    name: str, options: Mapping[str, Any], parameters: Iterable[str] | None
+) -> None:
+    """Raise InvalidTask if an option looks like a template of a limit, but is used as it is.
+
+    `parameters` are the names that a placeholder may have, or None for any name. A key with a
+    placeholder would be the same for all tasks.
+    """
+    known = None if parameters is None else frozenset(parameters)
+    for option in ("unique_key", "fairness_key"):
+        text = options.get(option)
+        for field in _PLACEHOLDER.findall(text) if isinstance(text, str) else ():
+            if known is None or field in known:
+                raise InvalidTask(
+                    f"task {name!r}: {option}: {shorten(text)}: {{{field}}} is not filled from the "
+                    f'arguments; set the key for each call: .options({option}=f"...").enqueue(...)'
+                )
 
 
 def _parts(text: str, parameters: Sequence[str]) -> list[tuple[str, str | None]]:

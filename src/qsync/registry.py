@@ -23,7 +23,7 @@ from qsync.connections import Connections
 from qsync.declared_limits import DeclaredLimits
 from qsync.errors import ConfigError, InvalidTask, at_definition
 from qsync.keys import check_name
-from qsync.limit import limit_rule
+from qsync.limit import check_literal_keys, limit_rule
 from qsync.mux import BATCH_SIZE, BATCH_WAIT_S, Middleware, Mux, check_middlewares
 from qsync.retry_policy import ErrorClasses
 from qsync.schedule import Missed, Periodic, schedule_of
@@ -295,7 +295,7 @@ class Registry:
                 self._check_periodic_task(function, own)
             task = function if is_task else self._make(function, name, own | options, *PERIODIC)
             with at_definition():
-                used = task.options(**options) if is_task else task
+                used = _overridden(task, options) if is_task else task
                 checked = self._check(
                     used, Periodic(name or task.name, schedule, missed), arguments
                 )
@@ -364,7 +364,7 @@ class Registry:
         with at_definition():
             _check_task_name(name)
             check_options("task", settings, "name", *others)
-            return TaskFunction(
+            task: TaskFunction[..., Any, ..., Any] = TaskFunction(
                 function,
                 self._connections,
                 declared=self._declared,
@@ -372,6 +372,8 @@ class Registry:
                 **{option: options.pop(option) for option in HANDLER_OPTIONS if option in options},
                 options=cast("TaskOptions", options),
             )
+            check_literal_keys(task.name, options, task._signature.single)
+            return task
 
     def _add_batch(self, batch: BatchFunction[Any]) -> BatchFunction[Any]:
         self._declared.use(batch.name, batch.defaults.get("queue"), batch.limits.names)
@@ -410,9 +412,8 @@ class Registry:
         for option in ("id", "delay", "deadline", "process_at"):
             if (value := task.defaults.get(option)) is not None:
                 msg = f"periodic {periodic.name!r}: {option}: {shorten(value)} would be the same"
-                late = "; ticks that are over 30 s late are left out unless you set missed="
-                hint = late if option == "deadline" else ""
-                raise ConfigError(f"{msg} for every tick; omit it{hint}")
+                late = "; late ticks are left out unless you set missed=" * (option == "deadline")
+                raise ConfigError(f"{msg} for every tick; omit it{late}")
         if periodic.name in self._periodics:
             raise ConfigError(
                 f"periodic {periodic.name!r}: the name is taken; choose another name="
@@ -424,12 +425,19 @@ class Registry:
 
 
 def _check_batch_name(name: object) -> None:
-    """Raise ConfigError unless a name of `app.batch` is valid, e.g. for a decorator without
-    parentheses."""
+    """Raise ConfigError unless a name of `app.batch` is valid."""
     if callable(name):
         msg = f'batch: {shorten(name)} is not a name; write @app.batch("insert") or @app.batch()'
         raise ConfigError(msg)
     _check_task_name(name)
+
+
+def _overridden(
+    task: TaskFunction[..., Any, ..., Any], options: TaskOptions
+) -> TaskFunction[..., Any, ..., Any]:
+    """Return the task with the options of `@app.periodic`; raise InvalidTask if one is wrong."""
+    check_literal_keys(task.name, options, task._signature.single)
+    return task.options(**options)
 
 
 def _check_task_name(name: object) -> None:

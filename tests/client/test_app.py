@@ -1048,7 +1048,7 @@ def needs_none(task: TaskInfo, b: int = 1, *c: int, **d: int) -> None: ...
         ({"every": 5, "delay": 1}, ".needs_none': delay: 1 would be the same for every tick; omit"),
         (
             {"every": 5, "deadline": datetime(2100, 1, 1, tzinfo=UTC)},
-            "every tick; omit it; ticks that are over 30 s late are left out unless you set missed=",
+            "every tick; omit it; late ticks are left out unless you set missed=",
         ),
         ({"every": 5, "process_at": datetime(2100, 1, 1, tzinfo=UTC)}, "process_at: datetime"),
         ({"every": 5, "retires": 1}, "The options are name, cron, every, tz, "),

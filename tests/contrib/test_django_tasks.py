@@ -364,6 +364,16 @@ async def limits_of(project: Qsync, id: str) -> list[str]:
         return detail.limits
 
 
+def test_key_that_looks_like_a_template_is_refused_at_the_decorator(
+    project: Qsync, shop: Any, api: Any
+) -> None:
+    from qsync.contrib.django import task
+
+    for options in ({"unique": True, "unique_key": "x:{region}"}, {"fairness_key": "{region}"}):
+        with pytest.raises(api.InvalidTask, match="is not filled from the arguments"):
+            task(**options)(shop.bill.func)
+
+
 def test_template_without_a_parameter_is_refused_at_the_decorator(
     project: Qsync, shop: Any, api: Any
 ) -> None:

@@ -144,6 +144,43 @@ def test_arguments_and_defaults_complete_limits(app: Qsync) -> None:
     assert charge.options(delay=5).build(1).limits == ["stripe", "customer:1-eu"]
 
 
+KEYS: list[tuple[dict[str, Any], str]] = [
+    ({"unique": True, "unique_key": "export:{tenant}"}, r"unique_key: 'export:\{tenant\}'"),
+    ({"unique": True, "unique_key": "{tenant!r}"}, r"unique_key: '\{tenant!r\}'"),
+    ({"fairness_key": "{tenant}"}, r"fairness_key: '\{tenant\}'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), KEYS)
+def test_key_that_looks_like_a_template_is_refused(
+    app: Qsync, options: dict[str, Any], message: str
+) -> None:
+    def export(tenant: str = "acme") -> None: ...
+
+    def exports(tasks: list[TaskInfo]) -> None: ...
+
+    task = app.task(export)
+    text = rf"{message}: \{{tenant\}} is not filled from the arguments; set the key for each call"
+    for register in (
+        lambda: app.task(name="export", **options)(export),
+        lambda: app.periodic(name="export", every=60, **options)(export),
+        lambda: app.periodic(every=60, **options)(task),
+        lambda: app.batch(**options)(exports),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            register()
+    assert not app.periodics
+    assert not app.batches
+    assert task.options(**options).build("acme").type == task.name  # a key of this call
+
+
+def test_other_braces_in_a_key_are_literal(app: Qsync) -> None:
+    @app.task(unique=True, unique_key="export:{eu}:{}", fairness_key="{")
+    def export(tenant: str) -> None: ...
+
+    assert export.build("acme").unique_key == "export:{eu}:{}"
+
+
 def test_escaped_braces_are_literal(app: Qsync) -> None:
     @app.task(limits=["x:{{a}}"])
     def fixed(a: int) -> None: ...

@@ -16,7 +16,7 @@ from qsync.contrib.django.project import django_tasks, handlers, limited_tasks
 from qsync.contrib.django.tasks_api import signals
 from qsync.errors import InvalidTask, SkipRetry, Snooze, TaskCancelled
 from qsync.keys import server_of_token
-from qsync.limit import LimitTemplates
+from qsync.limit import LimitTemplates, check_literal_keys
 from qsync.message import NORMAL_PRIORITY
 from qsync.running_task import running
 from qsync.server.error_text import BadPayload
@@ -218,6 +218,8 @@ def check(task: Any, defaults: Mapping[str, Any]) -> None:
     set_options = {name: value for name, value in own.items() if value is not None}
     options: dict[str, Any] = {**defaults, **set_options}
     Task(task.module_path, queue=task.queue_name, **options)
+    if "{" in f"{own['unique_key']}{own['fairness_key']}":
+        check_literal_keys(task.module_path, own, _parameters(task))
     if options.get("limits"):
         templates = LimitTemplates(options["limits"], _parameters(task))
         limited_tasks.setdefault(task.module_path, (task.queue_name, templates.names))
