@@ -230,7 +230,9 @@ def test_invalid_schedule_is_refused_with_a_reason(nightly: Live) -> None:
     for options, text in (
         (["--cron", "61 * * * *"], "cron='61 * * * *'"),
         (["--cron", "* * * * *", "--tz", "Mars"], "tz='Mars': not in the time zone database"),
-        ([], "pass either cron= or every="),
+        ([], "pass either --cron or --every"),
+        (["--cron", "* * * * *", "--every", "5s"], "pass either --cron or --every"),
+        (["--every", "5s", "--tz", "Asia/Tokyo"], "--tz Asia/Tokyo: it needs --cron"),
         (["--every", "5s", "--missed", "never"], "missed='never'"),
         (["--every", "5s", "--json", "{"], "--json: not JSON"),
     ):

@@ -206,6 +206,10 @@ def put(
 
     With --app, arguments are checked against the task function, and its options are used.
     """
+    if (cron is None) == (every is None):
+        exit_with("pass either --cron or --every, e.g. --every 2h", USAGE)
+    if tz is not None and cron is None:
+        exit_with(f"--tz {tz}: it needs --cron; --every has no time zone", USAGE)
     with open_store(store) as session:
         options = {} if queue is None else {"queue": queue}
         new_task = task_of(type, payload_of(arguments), options, session.app)
