@@ -98,6 +98,9 @@ def checked_task(task: object) -> Task:
         if hasattr(task, "build"):  # a TaskFunction, or a task of django.tasks
             name = getattr(task, "__name__", None) or getattr(task, "name", "task")
             how = f"pass {name}.build(...), or call {name}.enqueue(...)"
+        if inspect.ismethod(task) and hasattr(task.__self__, "build"):
+            name = getattr(task.__self__, "__name__", "task")
+            how = f"pass {name}.build(...), with parentheses and the arguments of the task"
         if inspect.iscoroutine(task):
             name = task.__name__
             how = f"you called {name}(); pass {name}.build(...), or await {name}.enqueue(...)"

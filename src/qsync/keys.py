@@ -21,6 +21,9 @@ NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 NAME_LIMIT: Final = 128
 """Maximum length of a prefix or a queue name, in characters."""
 
+ID_LENGTH: Final = 128
+"""Maximum length of a task id, in characters."""
+
 TASK_ID: Final = re.compile(r"[!-~]{1,128}")
 """Valid task ids: printable ASCII without the space."""
 
@@ -166,6 +169,13 @@ def check_name(field_name: str, value: object) -> str:
 
 def check_id(value: object) -> str:
     """Check and return a task id. Raise InvalidTask if the id is not valid."""
+    if isinstance(value, str) and len(value) > ID_LENGTH:
+        raise InvalidTask(
+            phrase(
+                "id: %(value)s has %(length)s characters, more than the maximum of %(limit)s",
+                value=shorten(value), length=str(len(value)), limit=str(ID_LENGTH),
+            )
+        )  # fmt: skip
     if not isinstance(value, str) or TASK_ID.fullmatch(value) is None:
         raise InvalidTask(
             phrase(

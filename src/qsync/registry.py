@@ -26,7 +26,7 @@ from qsync.keys import check_name
 from qsync.limit import check_literal_keys, limit_rule
 from qsync.mux import BATCH_SIZE, BATCH_WAIT_S, Middleware, Mux, check_middlewares
 from qsync.retry_policy import ErrorClasses
-from qsync.schedule import Missed, Periodic, schedule_of
+from qsync.schedule import Missed, Periodic, schedule_of_decorator
 from qsync.task import TaskInfo, check_type
 from qsync.task_function import (
     HANDLER_OPTIONS,
@@ -159,7 +159,7 @@ class Registry:
         with a list as its only argument, or an option is wrong.
         """
         with at_definition():
-            _check_batch_name(name)
+            _check_task_name(name)
             executor = cast("dict[str, Any]", options).get("executor")
             if executor is not None:
                 msg = f"batch: executor={shorten(executor)} is not possible; a batch handler runs"
@@ -252,7 +252,7 @@ class Registry:
 
     def periodic(
         self,
-        *,
+        *unnamed: Any,
         cron: str | None = None,
         every: float | timedelta | None = None,
         tz: str | ZoneInfo | None = None,
@@ -281,7 +281,7 @@ class Registry:
         `id`, `delay`, `deadline` and `process_at`, which would be the same at each tick.
         """
         with at_definition():
-            schedule = schedule_of(cron, every, tz)
+            schedule = schedule_of_decorator(unnamed, cron, every, tz)
         own = {
             "executor": executor,
             "middleware": check_middlewares(middleware),
@@ -424,14 +424,6 @@ class Registry:
         return PeriodicTask(periodic, partial(task.build, **values) if values else task.build)
 
 
-def _check_batch_name(name: object) -> None:
-    """Raise ConfigError unless a name of `app.batch` is valid."""
-    if callable(name):
-        msg = f'batch: {shorten(name)} is not a name; write @app.batch("insert") or @app.batch()'
-        raise ConfigError(msg)
-    _check_task_name(name)
-
-
 def _overridden(
     task: TaskFunction[..., Any, ..., Any], options: TaskOptions
 ) -> TaskFunction[..., Any, ..., Any]:
@@ -442,6 +434,11 @@ def _overridden(
 
 def _check_task_name(name: object) -> None:
     """Raise ConfigError unless a name is None or 1 to 256 printable characters."""
+    if callable(name):
+        raise ConfigError(
+            f"name: {shorten(name)} is a function; write the decorator with parentheses, e.g. "
+            "@app.batch()"
+        )
     try:
         if name is not None:
             check_type(name)

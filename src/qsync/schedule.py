@@ -25,7 +25,7 @@ from typing import (
 )
 
 from qsync.cron_expression import cron_fields, cron_matches, field_error
-from qsync.errors import InvalidTask
+from qsync.errors import ConfigError, InvalidTask
 from qsync.phrase import Phrase, phrase
 from qsync.value_text import shorten
 
@@ -385,3 +385,19 @@ def schedule_of(
             phrase("tz: %(value)s needs cron=; every= has no time zone", value=shorten(tz))
         )
     return Every(cast("float", every))
+
+
+def schedule_of_decorator(
+    unnamed: tuple[object, ...],
+    cron: str | None,
+    every: float | timedelta | None,
+    tz: str | ZoneInfo | None,
+) -> Cron | Every:
+    """Return the schedule; raise ConfigError if the decorator has no parentheses, or gets a value
+    without a name."""
+    if unnamed:
+        raise ConfigError(
+            f"periodic: {shorten(unnamed[0])} was passed without a name; write "
+            '@app.periodic(cron="0 9 * * *") or @app.periodic(every=60)'
+        )
+    return schedule_of(cron, every, tz)

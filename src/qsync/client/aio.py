@@ -17,6 +17,7 @@ from qsync.broker.enqueue_packet import CREATED_REPLY
 from qsync.broker.op_values import Enqueued
 from qsync.bulk_enqueue import CALL_BYTES, BulkEnqueue, fitting, size_of
 from qsync.client.base import ClientBase
+from qsync.context_hints import AsyncOnly
 from qsync.enqueue_batching import Batcher, InFlight, copy_for_caller
 from qsync.enqueue_parts import in_parts
 from qsync.enqueueing import CONFIRM_TIMEOUT, duplicate, is_refused
@@ -42,7 +43,7 @@ connections per node; calls for other queues wait for a free connection, within 
 patience."""
 
 
-class AsyncClient(ClientBase):
+class AsyncClient(ClientBase, AsyncOnly):
     """Enqueues tasks and returns handles that give their status and results.
 
     A client belongs to one event loop. Close a client, or use it in `async with`; closing it also

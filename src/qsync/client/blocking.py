@@ -14,6 +14,7 @@ from qsync.broker.enqueue_packet import CREATED_REPLY
 from qsync.broker.op_values import Enqueued
 from qsync.bulk_enqueue import BulkEnqueue, fitting
 from qsync.client.base import ClientBase
+from qsync.context_hints import BlockingOnly
 from qsync.enqueueing import CONFIRM_TIMEOUT, duplicate, is_refused
 from qsync.errors import QsyncError, QueueFull, StoreUnavailable
 from qsync.handle import Handle
@@ -32,7 +33,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class Client(ClientBase):
+class Client(ClientBase, BlockingOnly):
     """Enqueues tasks and returns handles that give their status and results. Every call blocks.
 
     Threads may share a client, and a forked child may keep using it. Close a client, or use it in

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from qsync.broker.aio import AsyncBroker
+from qsync.context_hints import AsyncOnly
 from qsync.inspector.argument_checks import check_arguments
 from qsync.inspector.bounds import _BoundsMixin
 from qsync.inspector.composition import Composition, KeyShares, _CompositionMixin
@@ -141,6 +142,7 @@ class Inspector(
     _ExplainMixin,
     _EventsMixin,
     _MonitoringMixin,
+    AsyncOnly,
 ):
     """Reads and changes the queues of a prefix. Create an inspector with `app.inspector()`. Use an
     inspector in one event loop, and close it with `aclose()` or use `async with`. The returned
