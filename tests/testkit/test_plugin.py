@@ -99,6 +99,29 @@ def test_pytest_finds_the_plugin_by_its_entry_point() -> None:
     assert found.value == "pytest_qsync"
 
 
+def test_plain_pytest_finds_the_program_of_the_page(tmp_path: Path) -> None:
+    [(name, settings)] = re.findall(
+        r"^```toml\n# (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
+    )
+    files = {**programs(), name: settings}
+    for path in ("shop/tasks.py", "tests/test_buy.py", name):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(files[path])
+    unset = ("PYTHONPATH", "PYTHONSAFEPATH")
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in unset and name[:6] != "PYTEST"
+    }
+    plain = (str(Path(sys.executable).parent / "pytest"), "-q", "-p", "pytest_asyncio.plugin")
+    done = subprocess.run(
+        [*plain, "-p", "pytest_qsync"],
+        cwd=tmp_path, env={**variables, **ALONE}, capture_output=True, text=True, timeout=100,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
 def test_a_session_imports_qsync_only_for_a_fixture_which_needs_an_app(run: Run) -> None:
     test = """
 import sys
