@@ -57,6 +57,20 @@ def test_closed_limit_is_opened(live: Live) -> None:
     assert "limit.open" in live.ok("events").out
 
 
+def test_waiting_tasks_are_cancelled_together(live: Live) -> None:
+    live.enqueue(Task("note", delay=3600))
+    live.ok("limit", "set", "customer:42", "--concurrency", "1")
+    first, *others = live.enqueue(*[Task("note", limits=["customer:42"])] * 4)
+    dry = live.ok("task", "cancel", "--query", "state:limited", "--all", "--dry-run").out
+    assert dry == "3 of 3 limited tasks would be cancelled\n"
+    assert live.ok("task", "cancel", others[0], "--dry-run").out == (
+        f"{others[0]}: would be cancelled\n"
+    )
+    done = live.ok("task", "cancel", "--state", "limited", "--all", "--yes").out
+    assert done == "3 of 3 limited tasks cancelled\n"
+    assert [live.state(id) for id in (first, *others)] == ["pending", None, None, None]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -16,7 +16,8 @@ from qsync.diagnostics.limit_check import (
     problems_of,
     read_limits,
 )
-from qsync.inspector import LimitInfo
+from qsync.inspector import Filter, LimitInfo, SearchQuery
+from qsync.inspector.search import Verb
 from qsync.keys import GlobalKeys
 from qsync.limit import LimitRule
 from tests.support.inspector_driver import POLICY, Bed, S, bed
@@ -202,6 +203,31 @@ def test_limited_tasks_are_listed_found_cancelled_and_purged(store: Store, prefi
             step = await inspector.purge("default", "limited")
             assert step.done == 1
             assert (await inspector.limit("customer:42")).waiting == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("verb", ["cancel", "delete"])
+def test_bulk_change_of_a_search_reaches_tasks_that_wait_for_a_limit(
+    store: Store, prefix: str, verb: Verb
+) -> None:
+    """Each pending task that is changed would let the next one become pending."""
+
+    async def main() -> None:
+        async with bed(store.url, prefix) as made:
+            inspector, cursor, found = made.inspector, None, dict[str, int]()
+            await declare(made, customer=LimitRule(concurrency=1))
+            await limited(made, "a", "b", "c", "d", limits=["customer:42"])
+            assert (await inspector.cancel_matching("default", "limited", Filter(id="d"))).done == 1
+            while True:
+                part = await inspector.search_step(SearchQuery(), verb, cursor=cursor)
+                if part.state is not None:
+                    found[part.state] = part.step.done
+                cursor = part.step.cursor
+                if cursor is None:
+                    break
+            assert found == {"limited": 2, "pending": 1}
+            assert (await inspector.limit("customer:42")).taken == 0
 
     run(main())
 

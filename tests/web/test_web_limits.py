@@ -84,6 +84,16 @@ async def test_closed_limit_is_opened(store: Store, prefix: str) -> None:
         assert (await web.bed.inspector.limit("customer:42")).closed_until is None
 
 
+async def test_waiting_tasks_are_cancelled_together(store: Store, prefix: str) -> None:
+    async with visitor(store, prefix) as web:
+        await fill(web)
+        fields = {"queue": "default", "state": "limited", "id-ticked": "b", "sure": "yes"}
+        assert said(await web.send("/tasks/cancel", **fields)) == "1 task cancelled."
+        fields = {"q": "state:limited", "verb": "cancel", "scope": "all", "sure": "yes"}
+        assert said(await web.send("/search/act", **fields)) == "1 task cancelled."
+        assert (await web.bed.inspector.limit("customer:42")).waiting == 0
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -26,7 +26,7 @@ WAITING: Final = (TaskState.SCHEDULED, TaskState.RETRY)
 RETRIED: Final = (TaskState.DEAD, *WAITING)
 """States of tasks that can be made pending now."""
 
-CANCELLABLE: Final = (TaskState.PENDING, TaskState.ACTIVE, *WAITING)
+CANCELLABLE: Final = (TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE, *WAITING)
 DELETABLE: Final = tuple(state for state in TaskState if state is not TaskState.ACTIVE)
 
 

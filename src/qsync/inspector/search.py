@@ -19,10 +19,14 @@ from qsync.phrase import phrase
 from qsync.state import TaskState
 
 ORDER: Final = (
-    TaskState.DEAD, TaskState.RETRY, TaskState.ACTIVE, TaskState.PENDING, TaskState.LIMITED,
+    TaskState.DEAD, TaskState.RETRY, TaskState.LIMITED, TaskState.ACTIVE, TaskState.PENDING,
     TaskState.SCHEDULED, TaskState.COMPLETED, TaskState.CANCELLED,
 )  # fmt: skip
-"""Order in which a search reads the states."""
+"""Order in which a search reads the states.
+
+Limited tasks come before active and pending tasks, because each of those that a bulk change removes
+lets a limited task become pending.
+"""
 
 ENDED: Final = (TaskState.COMPLETED, TaskState.CANCELLED)
 
