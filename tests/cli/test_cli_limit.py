@@ -80,7 +80,12 @@ def test_waiting_tasks_are_cancelled_together(live: Live) -> None:
         (["set", "a b", "--concurrency", "1"], 2, "LIMIT: the name in 'a b' must be"),
         (["show", "customer:"], 2, "LIMIT: 'customer:' has no value after its colon"),
         (["reset", "customer"], 1, "no operator has set a rule for customer in queue default"),
-        (["set", "customer", "--concurrency", "1", "--queue", "mial"], 1, "mial"),
+        (["set", "customer", "--concurrency", "1", "--queue", "mial"], 1, "no queue mial"),
+        (["show", "customer", "--queue", "mial"], 1, "no queue mial; choose from: default"),
+        (["show", "customer", "--queue", "mial", "--json"], 1, "no queue mial"),
+        (["reset", "customer", "--queue", "mial"], 1, "no queue mial; choose from: default"),
+        (["reset", "customer", "--queue", "mial", "--dry-run"], 1, "no queue mial"),
+        (["open", "customer", "--queue", "mial"], 1, "no queue mial"),
     ],
 )
 def test_wrong_arguments_are_reported_in_one_line(

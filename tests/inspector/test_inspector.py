@@ -12,11 +12,19 @@ import msgspec
 import pytest
 
 from qsync import ConfigError, InvalidTask, Qsync, Task, codec
-from qsync.broker import operator_ops, ops, program_schedule_ops, registry_ops
+from qsync.broker import (
+    limit_ops,
+    operator_ops,
+    ops,
+    program_schedule_ops,
+    registry_ops,
+    type_ops,
+)
 from qsync.broker.op_values import Retried
 from qsync.broker.script import load
 from qsync.inspector import Filter, Inspector, Page, Step
 from qsync.keys import COUNTERS, QUEUE_KEYS, GlobalKeys
+from qsync.limit import LimitRule
 from qsync.message import Failure, Result
 from qsync.state import STORED, TaskState
 from tests.support.inspector_driver import Bed, S, bed, failure
@@ -110,6 +118,42 @@ def test_missing_queues_and_tasks_are_reported_missing(store: Store, prefix: str
     run(store, prefix, work)
     with store.client() as client:
         assert client.keys(f"*{prefix}*") == [], "looking writes nothing"
+
+
+def test_change_of_nothing_writes_nothing(store: Store, prefix: str) -> None:
+    """A queue that does not exist must not come into being, since nothing would remove its keys."""
+
+    async def work(bed: Bed) -> None:
+        inspector, rule = bed.inspector, LimitRule(concurrency=1)
+        changes = [
+            await inspector.set_limit("x", rule, queue="none"),
+            await inspector.reset_limit("x", queue="none"),
+            await inspector.reset_limit("x:1", queue="none"),
+            await inspector.open_limit("x", queue="none"),
+            await inspector.pause_type("t", queue="none"),
+            await inspector.resume_type("t", queue="none"),
+            await inspector.set_bounds("none", max_tasks=1), await inspector.reset_bounds("none"),
+            await inspector.set_weight("none", "k", 2), await inspector.reset_weight("none", "k"),
+            await inspector.set_latency_target("none", 1), await inspector.run("a", queue="none"),
+            await inspector.edit_task("a", {}, queue="none"),
+            await inspector.copy_task("a", {}, queue="none"),
+            await inspector.reschedule_task("a", queue="none", delay=1),
+            await inspector.delete_schedule("s", queue="none"),
+        ]  # fmt: skip
+        assert {change.outcome for change in changes} == {"not_found"}
+        assert await inspector.acknowledge_dead("none") == 0
+        for state in ("pending", "limited", "scheduled", "retry"):
+            assert (await inspector.cancel_matching("none", state)).done == 0
+            assert (await inspector.delete_matching("none", state)).done == 0
+        # The calls themselves write nothing either, if the queue has gone since it was read.
+        keys = bed.keys("none")
+        await bed.broker.run(limit_ops.put_limit_rules(keys, {}))
+        await bed.broker.run(limit_ops.set_limit(keys, "x", None, "me"))
+        await bed.broker.run(type_ops.resume_type(keys, "t"))
+
+    run(store, prefix, work)
+    with store.client() as client:
+        assert client.keys(f"*{prefix}*") == []
 
 
 def test_counters_are_kept_by_day(store: Store, prefix: str) -> None:

@@ -123,6 +123,7 @@ def show(
     """
     _check(name)
     with open_store(store) as session:
+        session.run(check_queue(session.inspector, queue))
         info = session.run(session.inspector.limit(name, queue=queue))
         if as_json:
             print_json(info)
@@ -243,6 +244,7 @@ def reset(
     """
     _check(name)
     with open_store(store) as session:
+        session.run(check_queue(session.inspector, queue))
         if dry_run:
             _preview_reset(session, name, queue, as_json)
             return

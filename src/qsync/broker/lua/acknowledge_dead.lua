@@ -18,5 +18,7 @@ if until_us <= known then
 end
 local after = table.concat({ '(', to_text(known) })
 local number = redis.call('ZCOUNT', KEYS.dead, after, to_text(until_us))
-redis.call('HSET', KEYS.meta, 'dead_known', to_text(until_us))
+if number > 0 then
+  redis.call('HSET', KEYS.meta, 'dead_known', to_text(until_us))
+end
 return record_event(now, ARGV.event, number, {})

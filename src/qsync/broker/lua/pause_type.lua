@@ -17,7 +17,7 @@
 -- ARGV[5] most      int     maximum number of paused types
 -- returns 1 when it was paused or resumed, 0 when only the note changed or it was not paused, -1 when
 --   `most` types are paused already
-ensure_schema(redis.call('HGET', KEYS.meta, 'schema'))
+check_schema()
 check_set(KEYS.waiters)
 check_set(KEYS.openings)
 check_rights(KEYS.limit_rules, { 'HSET', 'HDEL', 'ZADD', 'ZRANGEBYLEX' })

@@ -16,7 +16,8 @@
 -- ARGV[4...] two values per rule: its name, or for an operator also one limit, and the rule; empty:
 --   remove it
 -- returns the number of rules that changed
-ensure_schema(redis.call('HGET', KEYS.meta, 'schema'))
+local layout = redis.call('HGET', KEYS.meta, 'schema')
+is_current_schema(layout)
 check_set(KEYS.waiters)
 check_set(KEYS.openings)
 check_rights(KEYS.limit_rules, { 'HSET', 'HDEL', 'ZADD', 'ZRANGEBYLEX' })
@@ -27,7 +28,7 @@ for i = 4, #ARGV, 2 do
     field = table.concat({ '!', field })
     rule = rule ~= '' and table.concat({ rule, to_text(now), ARGV.by }, ' ') or ''
   end
-  changed = changed + change_rule(now, field, rule)
+  changed = changed + change_rule(now, field, rule, layout)
 end
 if changed > 0 then
   wake_server()

@@ -44,11 +44,12 @@
 -- returns passed (the tick is not later than the last one) or paused, and the id; else created,
 --   exists or duplicate, and the id that holds the id or lock
 local known = redis.call('HMGET', KEYS.meta, 'schema', 'v')
-ensure_schema(known[1])
+is_current_schema(known[1])
 local last = redis.call('HGET', KEYS.ticks, ARGV.schedule)
 if parse_int(last, -1) >= tonumber(ARGV.tick) then
   return { 'passed', ARGV[5] }
 end
+ensure_schema(known[1])
 if redis.call('HEXISTS', KEYS.schedules, '!' .. ARGV.schedule) == 1 then
   redis.call('HSET', KEYS.ticks, ARGV.schedule, ARGV.tick)
   return { 'paused', ARGV[5] }
