@@ -252,7 +252,7 @@ class Connections:
         from qsync.inspector import Inspector
 
         broker = AsyncBroker(self.address, patience=self._patience)
-        return Inspector(broker, prefix=self.prefix, builders=self.builders)
+        return Inspector(broker, prefix=self.prefix, builders=self.builders, declared=self.declared)
 
     def shared(self) -> Client:
         """Return the shared blocking client of this process."""
@@ -291,7 +291,9 @@ class Connections:
 
         Raise InvalidTask if the task is invalid.
         """
-        new_task(task, b"", payload_limit=self._options["payload_limit"])
+        new = new_task(task, b"", payload_limit=self._options["payload_limit"])
+        if self.declared is not None and task.limits:
+            self.declared.check_task(task, new.queue)
 
     def ping(self) -> float:
         """Return the time of one round trip, in seconds, or raise StoreUnavailable."""

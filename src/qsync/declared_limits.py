@@ -46,11 +46,17 @@ class DeclaredLimits:
                 self._check_queues(name, {**uses, queue: task})
             uses.setdefault(queue, task)
 
-    def check_queue(self, task: str, queue: str | None, names: Iterable[str]) -> None:
-        """Raise InvalidTask if a limit that the task names counts only another queue's tasks."""
+    def check_queue(
+        self, task: str, queue: str | None, names: Iterable[str], *, origin: str | None = None
+    ) -> None:
+        """Raise InvalidTask if a limit that the task names counts only another queue's tasks.
+
+        If no task of the app is known to name the limit, it counts the tasks of the queue `origin`.
+        """
         queue = queue or DEFAULT
+        first = {} if origin is None else {origin: task}
         for name in names:
-            uses = self._uses.get(name, {})
+            uses = self._uses.get(name) or first
             if name in self.rules and name not in self._per_queue and uses and queue not in uses:
                 raise InvalidTask(_two_queues(name, {**uses, queue: task}))
 

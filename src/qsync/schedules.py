@@ -28,6 +28,7 @@ from qsync.broker.stored_schedules import (
     next_tick,
     stored_schedule,
 )
+from qsync.declared_limits import DeclaredLimits
 from qsync.enqueueing import validated
 from qsync.errors import InvalidTask, QsyncError
 from qsync.keys import GlobalKeys, QueueKeys, queue_keys
@@ -71,14 +72,30 @@ class _AnySchedules:
         prefix: str,
         payload_limit: int,
         check_open: Callable[[], None],
+        declared: Callable[[], DeclaredLimits | None] = lambda: None,
     ) -> None:
         self._broker: Any = broker
         self._globals = GlobalKeys(prefix)
         self._payload_limit = payload_limit
         self._check_open = check_open
+        self._declared = declared
 
     def _keys(self, queue: str) -> QueueKeys:
         return queue_keys(self._globals.prefix, queue)
+
+    def _content(
+        self,
+        name: str,
+        task: Task[Any],
+        cron: str | None,
+        every: float | timedelta | None,
+        tz: str | ZoneInfo | None,
+        missed: Missed,
+    ) -> Content:
+        """Check and return the content of a schedule. Raise InvalidTask if a value is wrong."""
+        return checked_content(
+            name, task, cron, every, tz, missed, self._payload_limit, self._declared()
+        )
 
     def _put(
         self, name: str, queue: str, content: Content, event: bytes = b""
@@ -195,11 +212,11 @@ class Schedules(_AnySchedules):
 
         Raises InvalidTask if a value is invalid, or if a running server has a periodic task with
         this name for this queue. Also raises InvalidTask if the task has an option that would be
-        the same at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`). The call can be
-        repeated after StoreUnavailable.
+        the same at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`), or a limit that
+        the app declares for another queue. The call can be repeated after StoreUnavailable.
         """
         self._check_open()
-        content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)
+        content = self._content(name, task, cron, every, tz, missed)
         return self._do(self._put(name, task.queue, content))
 
     def get(self, name: str) -> StoredSchedule | None:
@@ -276,11 +293,11 @@ class AsyncSchedules(_AnySchedules):
 
         Raises InvalidTask if a value is invalid, or if a running server has a periodic task with
         this name for this queue. Also raises InvalidTask if the task has an option that would be
-        the same at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`). The call can be
-        repeated after StoreUnavailable.
+        the same at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`), or a limit that
+        the app declares for another queue. The call can be repeated after StoreUnavailable.
         """
         self._check_open()
-        content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)
+        content = self._content(name, task, cron, every, tz, missed)
         return await self.put_content(name, task.queue, content)
 
     async def put_content(
@@ -338,11 +355,15 @@ def checked_content(
     tz: str | ZoneInfo | None,
     missed: Missed,
     payload_limit: int,
+    declared: DeclaredLimits | None = None,
 ) -> Content:
-    """Check and return the content of a schedule. Raise InvalidTask if a value is wrong."""
+    """Check and return the content of a schedule. Raise InvalidTask if a value is wrong, or if the
+    app declares one of the task's limits for another queue."""
     schedule = schedule_of(cron, every, tz)
     Periodic(name, schedule, missed)  # checks `name` and `missed`
-    new_task = validated(task, queue=None, payload_limit=payload_limit, remember_us=0)
+    new_task = validated(
+        task, queue=None, payload_limit=payload_limit, remember_us=0, declared=declared
+    )
     for option in _FIXED:
         value = getattr(task, option)
         if value is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qsync import Mux, Qsync, RateLimited, Task, TaskInfo, TaskState, current
+from qsync import InvalidTask, Mux, Qsync, RateLimited, Task, TaskInfo, TaskState, current
 from qsync.bounds import Bounds
 from qsync.contrib.outbox.rows import make_row, new_task_of
 from qsync.instrumentation import Extension
@@ -482,3 +482,44 @@ async def test_rules_that_the_store_lost_are_published_again(
                 await until(lambda: raw.hexists(meta, "generation"))
                 lose()
                 await wait_until_async(published)
+
+
+async def test_limit_of_one_queue_is_refused_in_another_by_schedules_and_copies(
+    app: Qsync, valkey: Store, prefix: str
+) -> None:
+    app.limit("stripe", concurrency=1)
+    app.limit("customer", concurrency=1)
+    app.limit("each", concurrency=1, per_queue=True)
+
+    @app.task(name="pay", limits=["stripe"])
+    def pay() -> None: ...
+
+    def refused() -> pytest.RaisesExc[InvalidTask]:
+        message = "queue 'default' and task '[xy]' of queue 'money'"
+        return pytest.raises(InvalidTask, match=message)
+
+    task = Task("x", queue="money", limits=["stripe:a"])
+    async with app.async_client() as client, app.inspector() as inspector:
+        with refused():
+            await client.schedules.put("s", task, every=60)
+        with refused():
+            await inspector.put_schedule("s", task, every=60)
+        with app.client() as blocking, refused():
+            await asyncio.to_thread(blocking.schedules.put, "s", task, every=60)
+        with refused():
+            app._connections.check(task)
+        assert await client.schedules.list() == []
+        await client.schedules.put("s", Task("x", queue="money", limits=["each"]), every=60)
+        for limits in (["stripe"], ["each", "customer:7"]):
+            async with Qsync(valkey.url, prefix=prefix).async_client() as plain:
+                id = (await plain.enqueue(Task("y", limits=limits))).id
+            for dry_run in (True, False):
+                with refused():
+                    await inspector.copy_task(id, into="money", dry_run=dry_run)
+            assert (await inspector.copy_task(id)).ok
+        assert await inspector.queue_names() == ["default", "money"]
+        money = await inspector.queue("money")
+        assert money is not None
+        assert money.states[TaskState.PENDING] == 0
+        id = (await client.enqueue(Task("y", limits=["each"]))).id
+        assert (await inspector.copy_task(id, into="money")).ok

@@ -380,7 +380,9 @@ def preview_put(
     session: StoreSession, name: str, new_task: Task[Any], times: dict[str, Any]
 ) -> None:
     """Print when a schedule would run next, and which schedule it would replace."""
-    content = checked_content(name, new_task, payload_limit=PAYLOAD_LIMIT, **times)
+    content = checked_content(
+        name, new_task, payload_limit=PAYLOAD_LIMIT, declared=session.connections.declared, **times
+    )
     schedules = session.run(session.inspector.schedules(prefix=name))
     same = [info for info in schedules if (info.name, info.queue) == (name, new_task.queue)]
     for info in same:

@@ -148,7 +148,9 @@ def connections_of(
         if app is not None and not url:
             return app._connections.copy(prefix=name, patience=patience), app
         limit = PAYLOAD_LIMIT
-        return Connections(url, prefix=name, payload_limit=limit, patience=patience), app
+        connections = Connections(url, prefix=name, payload_limit=limit, patience=patience)
+        connections.declared = None if app is None else app._connections.declared
+        return connections, app
     except QsyncError as error:
         exit_with(str(error), USAGE)
 

@@ -66,7 +66,7 @@ class AsyncClient(ClientBase, AsyncOnly):
         self._queries = AsyncTaskQueries(broker, prefix)
         self._registrations = AsyncRegistrations(broker.run_many, self._note_registered)
         self.schedules: Final = AsyncSchedules(
-            broker, prefix, payload_limit, self._queries.check_open
+            broker, prefix, payload_limit, self._queries.check_open, lambda: self.declared
         )
         self._outboxes: dict[Durability | None, dict[str, Batcher[NewTask, Enqueued]]] = {
             None: {}, "fsync": {}, "replica": {}

@@ -55,7 +55,9 @@ class Client(ClientBase, BlockingOnly):
         self._durable_broker = broker.with_longer_timeout(self._confirm_timeout)
         self._queries = TaskQueries(broker, prefix)
         self._registrations = Registrations(broker.run_many, self._note_registered)
-        self.schedules: Final = Schedules(broker, prefix, payload_limit, self._queries.check_open)
+        self.schedules: Final = Schedules(
+            broker, prefix, payload_limit, self._queries.check_open, lambda: self.declared
+        )
 
     def __enter__(self) -> Self:
         return self

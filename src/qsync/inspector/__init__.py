@@ -13,6 +13,7 @@ from typing import Self
 
 from qsync.broker.aio import AsyncBroker
 from qsync.context_hints import AsyncOnly
+from qsync.declared_limits import DeclaredLimits
 from qsync.inspector.argument_checks import check_arguments
 from qsync.inspector.bounds import _BoundsMixin
 from qsync.inspector.composition import Composition, KeyShares, _CompositionMixin
@@ -155,9 +156,14 @@ class Inspector(
     """
 
     def __init__(
-        self, broker: AsyncBroker, *, prefix: str = "qsync", builders: Sequence[TaskBuilder] = ()
+        self,
+        broker: AsyncBroker,
+        *,
+        prefix: str = "qsync",
+        builders: Sequence[TaskBuilder] = (),
+        declared: DeclaredLimits | None = None,
     ) -> None:
-        super().__init__(broker, prefix=prefix, builders=builders)
+        super().__init__(broker, prefix=prefix, builders=builders, declared=declared)
 
     async def __aenter__(self) -> Self:
         return self

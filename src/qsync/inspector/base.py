@@ -22,6 +22,7 @@ from qsync.broker.call import Call
 from qsync.broker.event_ops import KEY_BYTES
 from qsync.broker.op_values import Enqueued
 from qsync.broker.views import PageKey
+from qsync.declared_limits import DeclaredLimits
 from qsync.errors import InvalidTask, QsyncError, SchemaMismatch
 from qsync.inspector.event_values import Actor, new_key
 from qsync.keys import GlobalKeys, QueueKeys
@@ -127,7 +128,12 @@ class Base:
     """The store access that all parts of the inspector share."""
 
     def __init__(
-        self, broker: AsyncBroker, *, prefix: str = "qsync", builders: Sequence[TaskBuilder] = ()
+        self,
+        broker: AsyncBroker,
+        *,
+        prefix: str = "qsync",
+        builders: Sequence[TaskBuilder] = (),
+        declared: DeclaredLimits | None = None,
     ) -> None:
         check_broker(broker, "Qsync(url, prefix=...).inspector()")
         self._broker = broker
@@ -135,6 +141,7 @@ class Base:
         self._readings: dict[str, deque[tuple[float, int]]] = {}
         self._actor = Actor()
         self._builders = builders
+        self._declared = declared
 
     def acting(self, by: str, *, as_one: bool = False) -> Self:
         """Return a copy whose changes appear in the record of actions under this name.

@@ -16,6 +16,7 @@ from qsync.inspector.base import enqueue_once
 from qsync.inspector.edit_values import check_shape, encoded_payload, payload_version, with_edit
 from qsync.inspector.tasks import RUNNABLE, TIMED, _TasksMixin, rerun_of
 from qsync.inspector.values import Change, refused
+from qsync.limit import limit_name
 from qsync.message import Message, StoredOptions, decode_message, edited_options
 from qsync.new_task import NewTask, encode_message, new_id, new_nonce
 from qsync.phrase import phrase
@@ -106,7 +107,8 @@ class _EditsMixin(_TasksMixin):
 
         The `id` and `queue` of the outcome identify the copy. The copy has the options of the task,
         a fresh set of attempts and the header `qsync-copy-of`, but neither a deadline nor a unique
-        lock. `into` is the queue for the copy; by default, the queue of the task.
+        lock. `into` is the queue for the copy; by default, the queue of the task. Raises
+        InvalidTask if the app declares a limit of the task for another queue.
         """
         shown = await self._show(id, queue)
         if shown is None:
@@ -121,6 +123,7 @@ class _EditsMixin(_TasksMixin):
         due = ""
         if delay is not None or process_at is not None:
             due = due_text(delay=delay, process_at=process_at)
+        self._check_limits(message, queue, target)
         task = _copied(message, f"{queue}/{id}", target, data, is_value, due)
         state = TaskState.SCHEDULED if due not in ("", "+0") else TaskState.PENDING
         if dry_run:
@@ -136,6 +139,14 @@ class _EditsMixin(_TasksMixin):
             )
         await self._record("task.copy", f"{queue}/{id}", queue=target, ids=[task.id])
         return Change(outcome="done", state=state, id=task.id, queue=target)
+
+    def _check_limits(self, message: Message, queue: str, into: str) -> None:
+        """Raise InvalidTask if a copy in another queue would have a limit that the app declares for
+        this one."""
+        limits = (message.options or StoredOptions()).limits or ()
+        if self._declared is not None and into != queue:
+            names = dict.fromkeys(map(limit_name, limits))
+            self._declared.check_queue(message.type, into, names, origin=queue)
 
 
 def _check_due(due: str, state: TaskState, *, retry: bool) -> None:

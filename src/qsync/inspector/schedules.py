@@ -17,6 +17,7 @@ from qsync.broker.schedule_records import LIVE_US, read_record, task_from
 from qsync.broker.schedule_run_ops import Note, run_field
 from qsync.broker.stored_schedules import Content, StoredSchedule, StoredScheduleRow, decode_record
 from qsync.broker.views import Published
+from qsync.declared_limits import DeclaredLimits
 from qsync.errors import InvalidTask, QueueFull, SchemaMismatch
 from qsync.inspector.base import RECORD_S, Base, enqueue_once
 from qsync.inspector.task_rows import note_of, schedule_pause_of
@@ -43,9 +44,14 @@ class _SchedulesMixin(Base):
     """Operations on schedules."""
 
     def __init__(
-        self, broker: AsyncBroker, *, prefix: str = "qsync", builders: Sequence[TaskBuilder] = ()
+        self,
+        broker: AsyncBroker,
+        *,
+        prefix: str = "qsync",
+        builders: Sequence[TaskBuilder] = (),
+        declared: DeclaredLimits | None = None,
     ) -> None:
-        super().__init__(broker, prefix=prefix, builders=builders)
+        super().__init__(broker, prefix=prefix, builders=builders, declared=declared)
         self._stored = AsyncSchedules(broker, prefix, PAYLOAD_LIMIT, lambda: None)
 
     async def schedules(self, *, prefix: str = "") -> list[ScheduleInfo]:
@@ -136,7 +142,9 @@ class _SchedulesMixin(Base):
         missed: Missed = "skip",
     ) -> StoredSchedule:
         """Store a schedule, as `client.schedules.put` does."""
-        content = checked_content(name, task, cron, every, tz, missed, PAYLOAD_LIMIT)
+        content = checked_content(
+            name, task, cron, every, tz, missed, PAYLOAD_LIMIT, self._declared
+        )
         return await self._put(name, task.queue, content)
 
     async def _put(self, name: str, queue: str, content: Content) -> StoredSchedule:

@@ -8,6 +8,7 @@ from django import forms
 
 from qsync.contrib.django import schedule_store, task_choices
 from qsync.contrib.django.models import Schedule
+from qsync.contrib.django.project import project_app
 from qsync.errors import InvalidTask
 from qsync.keys import check_name
 from qsync.schedule import check_schedule_name, schedule_of
@@ -86,7 +87,10 @@ class AddForm(ChangeForm):
             _check_queue(cleaned["queue"])
         self.built = task_choices.built(cleaned["task"], cleaned["arguments"], cleaned["queue"])
         when = self.when()
-        checked_content(cleaned["name"], self.built, **when, payload_limit=PAYLOAD_LIMIT)
+        checked_content(
+            cleaned["name"], self.built, **when, payload_limit=PAYLOAD_LIMIT,
+            declared=project_app()._connections.declared,
+        )  # fmt: skip
         if schedule_store.is_taken(cleaned["name"]):
             raise InvalidTask(f"name: schedule {cleaned['name']} already exists")
         if schedule_store.find(f"{self.built.queue}:{cleaned['name']}") is not None:
