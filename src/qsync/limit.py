@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from enum import Enum
 from string import Formatter
 from typing import Any, Final, NamedTuple
@@ -53,7 +54,7 @@ class LimitRule(msgspec.Struct, frozen=True, kw_only=True):
         """The rule as readable text."""
         parts = []
         if self.rate is not None and self.per_us is not None:
-            per = phrase("%(number)s s", number=self.per_us / 1_000_000)
+            per = _period(self.per_us)
             parts.append(
                 phrase(
                     "%(rate)s per %(per)s, %(burst)s at once",
@@ -63,6 +64,15 @@ class LimitRule(msgspec.Struct, frozen=True, kw_only=True):
         if self.concurrency is not None:
             parts.append(phrase("%(number)s at a time", number=str(self.concurrency)))
         return joined(parts, "; ") if parts else phrase("unlimited")
+
+
+def _period(per_us: int) -> Phrase | timedelta:
+    """Return a period in the largest units that give its exact length."""
+    seconds, rest = divmod(per_us, 1_000_000)
+    unit = 3600 if seconds >= 86_400 else 60 if seconds >= 3600 else 1
+    if rest or seconds % unit:
+        return phrase("%(number)s s", number=per_us / 1_000_000 if rest else seconds)
+    return timedelta(seconds=seconds)
 
 
 def limit_rule(

@@ -23,6 +23,26 @@ def test_default_burst_is_a_tenth_of_the_rate() -> None:
 
 
 @pytest.mark.parametrize(
+    ("per", "shown"),
+    [
+        (0.001, "0.001 s"),
+        (1, "1 s"),
+        (1.25, "1.25 s"),
+        (60, "1 min"),
+        (90, "1 min 30 s"),
+        (3600, "1 h"),
+        (3661, "3,661 s"),
+        (86_400, "1 d"),
+        (90_000, "1 d 1 h"),
+        (90_060, "90,060 s"),
+        (365 * 86_400, "365 d"),
+    ],
+)
+def test_period_is_written_exactly_and_in_large_units(per: float, shown: str) -> None:
+    assert str(limit_rule("x", rate=1, per=per)) == f"1 per {shown}, 1 at once"
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, r"limit x: pass rate= and per=, or concurrency=, or all three"),

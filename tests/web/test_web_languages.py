@@ -221,6 +221,9 @@ def test_details_of_recorded_actions_are_read_from_their_english_text() -> None:
         Every(90), Every(86_400), LimitRule(concurrency=2), Bounds(max_tasks=1),
         LimitRule(rate=10, per_us=1_500_000, burst=1, concurrency=2),
         LimitRule(rate=10, per_us=60_000_000, burst=2),
+        LimitRule(rate=10, per_us=90_000_000, burst=2),
+        LimitRule(rate=10, per_us=90_060_000_000, burst=2, concurrency=1),
+        LimitRule(rate=10, per_us=365 * 86_400_000_000, burst=2),
         Bounds(max_tasks=1234, max_bytes=2**30, when_full="drop_oldest"), Bounds(max_bytes=7),
     ]  # fmt: skip
     for value in phrases:

@@ -78,9 +78,11 @@ TEXTS: Final = {"and run now": marked("and run now")}
 """Details with a fixed text, which are translated as they are."""
 
 _EVERY: Final = re.compile(r"every ([0-9.]+) (d|h|min|s)")
+_LENGTH: Final = re.compile(r"([0-9.,e+-]+) (d|h|min|s)")
 _SECONDS: Final = {"d": 86_400, "h": 3600, "min": 60, "s": 1}
 _RULE: Final = re.compile(
-    r"(?:(?P<rate>\d+) per (?P<per>[0-9.e+-]+) s, (?P<burst>\d+) at once)?(?:; )?"
+    r"(?:(?P<rate>\d+) per (?P<per>[0-9.,e+-]+ [a-z]+(?: \d+ [a-z]+)?), (?P<burst>\d+) at once)?"
+    r"(?:; )?"
     r"(?:(?P<concurrency>\d+) at a time)?"
 )
 _BOUNDS: Final = re.compile(
@@ -111,10 +113,17 @@ def _rule(detail: str) -> Phrase | None:
     per = match["per"]
     rule = LimitRule(
         rate=_number(match["rate"]), burst=_number(match["burst"]),
-        per_us=None if per is None else round(float(per) * 1_000_000),
+        per_us=None if per is None else _microseconds(per),
         concurrency=_number(match["concurrency"]),
     )  # fmt: skip
     return rule.phrase
+
+
+def _microseconds(length: str) -> int:
+    """Return a period, e.g. `1 min 30 s`, in microseconds."""
+    parts = _LENGTH.findall(length)
+    seconds = sum(float(number.replace(",", "")) * _SECONDS[unit] for number, unit in parts)
+    return round(seconds * 1_000_000)
 
 
 def _bounds(detail: str) -> Phrase | None:
