@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -161,7 +162,7 @@ def test_explanation_says_when_a_rate_opens_and_until_when_a_limit_is_closed(
             [held] = await lease(made)
             why = await made.inspector.explain("b")
             assert why.sentence.startswith("Limited by stripe: opens at 2")
-            assert "(1 per 60 s, 1 at once); next to start." in why.sentence
+            assert "(1 per 1 min, 1 at once); next to start." in why.sentence
             back = op_values.HandedBack(
                 *held, None, started=True, limit="stripe", closed_us=3600 * S
             )
@@ -171,7 +172,9 @@ def test_explanation_says_when_a_rate_opens_and_until_when_a_limit_is_closed(
                 assert why.sentence.startswith("Limited by stripe: closed until 2"), why.sentence
                 assert why.at is not None
             shown = (await by_limit(made))["stripe"]
-            assert shown.closed_until == why.at
+            assert shown.closed_until is not None
+            assert shown.closed_until == (await made.inspector.explain("a")).at
+            assert why.at == shown.closed_until + timedelta(minutes=1)
             assert shown.waiting == 2
             assert (await made.inspector.open_limit("stripe", queue="none")).outcome == "not_found"
             assert (await made.inspector.open_limit("stripe")).ok
@@ -180,6 +183,98 @@ def test_explanation_says_when_a_rate_opens_and_until_when_a_limit_is_closed(
             assert (await made.inspector.open_limit("stripe")).outcome == "too_late"
             why = await made.inspector.explain("a")
             assert why.sentence.startswith("Limited by stripe: opens at 2"), why.sentence
+
+    run(main())
+
+
+def test_explanation_names_pending_tasks_that_hold_the_slots(store: Store, prefix: str) -> None:
+    """A task takes its slots when it becomes pending, so that a later task waits for it."""
+
+    async def main() -> None:
+        async with bed(store.url, prefix) as made:
+            await declare(made, one=LimitRule(concurrency=1), two=TWO)
+            await made.enqueue(
+                *[Task("t", priority=7) for _ in range(5600)],
+                Task("t", id="low", limits=["one"], priority=1),
+                Task("t", id="high", limits=["one"], priority=9),
+            )
+            why = await made.inspector.explain("high")
+            assert why.sentence.startswith(
+                "Limited by one: 1 of 1 slot taken by a pending task (low); next to start."
+            )
+            assert why.limit_holders == ["low"]
+            info = await made.inspector.limit("one")
+            assert (info.holders, info.ready_ids, info.in_use, info.full) == (
+                ["low"], ["low"], 0, True,
+            )  # fmt: skip
+            await made.enqueue(Task("t", id="a", limits=["two"], priority=9))
+            assert [one.id for one in await lease(made, 1)] == ["a"]
+            await limited(made, "b", "c", "d", limits=["two"])
+            why = await made.inspector.explain("d")
+            assert why.sentence.startswith(
+                "Limited by two: 2 of 2 slots taken, by running tasks (a) and pending tasks (b); "
+                "2nd to start."
+            )
+            info = await made.inspector.limit("two")
+            assert (info.holders, info.ready_ids) == (["a", "b"], ["b"])
+            await made.inspector.set_limit("two", LimitRule(concurrency=1))
+            assert "2 of 1 slots taken" in (await made.inspector.explain("d")).sentence
+
+    run(main())
+
+
+def test_explanation_of_a_task_with_several_limits_names_the_others(
+    store: Store, prefix: str
+) -> None:
+    """A task that is first in line for one limit may still wait for another one."""
+
+    async def main() -> None:
+        async with bed(store.url, prefix) as made:
+            one = LimitRule(concurrency=1)
+            await declare(made, A=one, B=one, slow=SLOW)
+            await limited(made, "a", limits=["A"])
+            await limited(made, "b", limits=["B"])
+            await limited(made, "ab", "ab2", limits=["A", "B", "free"])
+            await lease(made)
+            full = "Limited by A: 1 of 1 slot in use by a"
+            needs = "and also needs B (1 of 1 slot in use by b)."
+            for id, place in (("ab", "first"), ("ab2", "2nd")):
+                why = await made.inspector.explain(id)
+                assert why.sentence.startswith(f"{full}; {place} in line for it, {needs}")
+            await limited(made, "as", limits=["A", "slow"])
+            why = await made.inspector.explain("as")
+            assert why.sentence.startswith(f"{full}; 3rd in line for it, and also needs slow.")
+
+    run(main())
+
+
+def test_explanation_gives_later_waiters_of_a_rate_later_times(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with bed(store.url, prefix) as made:
+            minute = timedelta(minutes=1)
+            both = LimitRule(rate=1, per_us=60 * S, burst=1, concurrency=2)
+            await declare(made, slow=SLOW, both=both, fast=LimitRule(rate=1, per_us=S, burst=3))
+            await limited(made, "a", "b", "c", "d", limits=["slow"])
+            await limited(made, "e", "f", "g", limits=["both"])
+            await limited(made, "h", "i", limits=["both", "slow"])
+            await lease(made)
+            times = {id: (await made.inspector.explain(id)).at for id in "bcdfg"}
+            assert times["b"] is not None
+            assert times["c"] == times["b"] + minute
+            assert times["d"] == times["b"] + 2 * minute
+            assert times["f"] is not None
+            assert times["g"] is None, "it also waits for a slot"
+            assert (await made.inspector.explain("h")).at is None, "it also needs another limit"
+            await limited(made, *"stuvw", limits=["fast"])
+            held, *_ = await lease(made)
+            back = op_values.HandedBack(*held, None, started=True, limit="fast", closed_us=3600 * S)
+            await made.broker.run(ops.hand_back(made.keys(), [back]))
+            ats = [(await made.inspector.explain(id)).at for id in "stuvw"]
+            closed = (await made.inspector.limit("fast")).closed_until
+            assert closed is not None
+            waiting = [at - closed for at in ats if at is not None]
+            assert sorted(waiting) == waiting
+            assert waiting[0] == timedelta()
 
     run(main())
 

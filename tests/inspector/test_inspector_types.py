@@ -41,8 +41,12 @@ def test_paused_type_is_listed_explained_and_resumed(store: Store, prefix: str) 
             [held] = await lease(made)
             assert held.id == "o"
             text, reason, also = await sentence(made, "m2")
-            assert text.startswith("Set aside, behind 1 earlier task of its type. Type 'mail' is")
+            assert text.startswith(
+                "Set aside, behind 1 earlier task of its type that is set aside. Type 'mail' is"
+            )
             assert reason == "type_paused"
+            text, _, _ = await sentence(made, "m1")
+            assert text.startswith("Set aside. Type 'mail' is paused")
             told = await inspector.explain("m2")
             assert told.type_paused is not None
             assert (told.type_paused.by, told.type_paused.why) == ("ann", "provider is down")

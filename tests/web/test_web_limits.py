@@ -40,7 +40,7 @@ async def test_page_shows_limits_and_waiting_tasks(store: Store, prefix: str) ->
         text = await page(web, "/limits", queue="default", limit="customer:42")
         assert "1 of 1: 0 running, 1 ready" in text
         text = await page(web, "/task", queue="default", id="c")
-        assert "Limited by customer:42: 1 of 1 slot in use" in text
+        assert "Limited by customer:42: 1 of 1 slot taken by a pending task (a)" in text
         assert "Limits customer:42" in text
         text = await page(web, "/tasks", queue="default", state="limited")
         assert "Limited 2" in text

@@ -76,6 +76,8 @@ class LimitDetail:
     """The operator's rule in effect; None if none is set."""
     holders: list[str]
     """Ids of active tasks that hold the limit, at most HOLDERS of them."""
+    ready: list[str]
+    """Ids of pending tasks that hold the limit, at most HOLDERS of them."""
     place: int | None
     """Number of waiters before the requested task; None means it does not wait for this limit."""
 
@@ -148,7 +150,7 @@ def get_limit(
         state = _state(now, limit.encode(), fields["state"], fields["waiting"], fields["opens_at"])
         return LimitDetail(
             now_us=now, state=state, rule=operator.rule if operator else program, program=program,
-            operator=operator, holders=[id.decode(errors="replace") for id in fields["holders"]],
+            operator=operator, holders=_ids(fields["holders"]), ready=_ids(fields["ready"]),
             place=None if fields["place"] < 0 else fields["place"],
         )  # fmt: skip
 
@@ -188,6 +190,10 @@ def audit_limits(keys: QueueKeys, *, first: int = 0) -> Call[LimitDamage]:
         return LimitDamage(miscounted, shut, unlisted, strays, *flags)
 
     return queue_query("audit_limits", keys, (first, 500), decode)
+
+
+def _ids(texts: list[bytes]) -> list[str]:
+    return [text.decode(errors="replace") for text in texts]
 
 
 def _packed(rule: LimitRule) -> bytes:

@@ -22,6 +22,7 @@ from qsync.inspector.explain_texts import (
     blockers_of,
     crashed_sentence,
     due_phrase,
+    earliest_start,
     ended_sentence,
     later_call_sentences,
     lease_sentence,
@@ -159,7 +160,7 @@ def _limited(facts: Facts, blank: Explanation) -> Explanation:
     if facts.waits_for_type and facts.type_pause:
         sentences, reasons = [set_aside_sentence(facts.waits_before)], []
     elif info is not None:
-        sentences = [limited_sentence(info, facts.waits_before)]
+        sentences = [limited_sentence(info, facts.waits_before, facts.other_limits)]
     for reason, sentence in blockers_of(facts, blank.paused):
         reasons.append(reason)
         sentences.append(sentence)
@@ -168,7 +169,7 @@ def _limited(facts: Facts, blank: Explanation) -> Explanation:
         sentences.append(PAST_DEADLINE)
     return _explained(
         blank, sentences, reasons, servers=len(able_servers(facts)),
-        rank=facts.waits_before, at=info and (info.closed_until or info.opens_at),
+        rank=facts.waits_before, at=info and earliest_start(info, facts),
         limit=info and info.limit, limit_holders=info.holders if info else [],
     )  # fmt: skip
 
@@ -399,8 +400,11 @@ class _ExplainMixin(_LiveServersMixin):
             if detail.place is not None and detail.state.limit[:1] == type_ops.TYPE_MARK:
                 return dataclasses.replace(facts, waits_for_type=True, waits_before=detail.place)
             if detail.place is not None:
-                info = info_of(facts.queue, detail)
-                return dataclasses.replace(facts, waits_for=info, waits_before=detail.place)
+                infos = [info_of(facts.queue, other) for other in details if other is not detail]
+                return dataclasses.replace(
+                    facts, waits_for=info_of(facts.queue, detail), waits_before=detail.place,
+                    other_limits=[info for info in infos if info.rule or info.closed_until],
+                )  # fmt: skip
         return facts  # the task has just stopped waiting
 
     async def _explain_duplicate(self, task: Task, measure: float) -> Explanation:

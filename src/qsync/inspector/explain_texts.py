@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -9,7 +10,7 @@ from qsync.inspector.explanation import Facts, Reason, able_servers
 from qsync.inspector.limits import LimitInfo
 from qsync.inspector.values import Pause
 from qsync.message import NORMAL_PRIORITY
-from qsync.phrase import Ordinal, Phrase, phrase, plural_phrase, within
+from qsync.phrase import Ordinal, Phrase, joined, phrase, plural_phrase, within
 from qsync.times import from_us
 
 ERROR_SHOWN: Final = 120
@@ -74,23 +75,63 @@ def quoted_type(facts: Facts) -> str | Phrase:
     return phrase("its type, which is unknown")
 
 
-def limited_sentence(info: LimitInfo, before: int) -> Phrase:
+def limited_sentence(info: LimitInfo, before: int, others: Sequence[LimitInfo]) -> Phrase:
     """Return the sentence about why a limit keeps a task from starting, and about the task's
-    position."""
-    order = phrase("next to start")
-    if before:
-        order = phrase("%(position)s to start", position=Ordinal(before + 1))
+    position; the task also needs the `others`."""
+    position, needed = Ordinal(before + 1), joined(map(_needed, others), ", ")
+    if others and before:
+        order = phrase(
+            "%(position)s in line for it, and also needs %(others)s",
+            position=position, others=needed,
+        )  # fmt: skip
+    elif others:
+        order = phrase("first in line for it, and also needs %(others)s", others=needed)
+    elif before:
+        order = phrase("%(position)s to start", position=position)
+    else:
+        order = phrase("next to start")
     return phrase(
         "Limited by %(limit)s: %(obstacle)s; %(order)s.",
         limit=info.limit, obstacle=_obstacle(info), order=order,
     )  # fmt: skip
 
 
+def _needed(info: LimitInfo) -> Phrase | str:
+    """Return the name of another limit of a waiting task, with what keeps it from starting."""
+    if _is_shut(info):
+        return phrase("%(limit)s (%(obstacle)s)", limit=info.limit, obstacle=_obstacle(info))
+    return info.limit
+
+
+def _is_shut(info: LimitInfo) -> bool:
+    return info.full or info.closed_until is not None or info.opens_at is not None
+
+
+def earliest_start(info: LimitInfo, facts: Facts) -> datetime | None:
+    """Return the earliest time at which the limit lets the task start; None if it is unknown,
+    because the task also waits for other tasks to end or for another limit."""
+    first, before, rule = info.closed_until or info.opens_at, facts.waits_before, info.rule
+    if first is None or any(map(_is_shut, facts.other_limits)):
+        return None
+    if rule is None or not before:
+        return first
+    if rule.concurrency is not None and info.taken + before >= rule.concurrency:
+        return None
+    if rule.rate is None or rule.per_us is None:
+        return first
+    together = rule.burst or 1 if info.closed_until else 1
+    later = max(0, before + 1 - together)
+    return first + timedelta(microseconds=later * rule.per_us / rule.rate)
+
+
 def set_aside_sentence(before: int) -> Phrase:
-    """Return the sentence about a task that is set aside, with the number of tasks ahead of it."""
+    """Return the sentence about a task that is set aside, with the number of tasks that were set
+    aside before it."""
+    if not before:
+        return phrase("Set aside.")
     return plural_phrase(
-        "Set aside, behind %(num)s earlier task of its type.",
-        "Set aside, behind %(num)s earlier tasks of its type.",
+        "Set aside, behind %(num)s earlier task of its type that is set aside.",
+        "Set aside, behind %(num)s earlier tasks of its type that are set aside.",
         before,
     )
 
@@ -108,24 +149,44 @@ def _obstacle(info: LimitInfo) -> Phrase:
 
 
 def _taken(info: LimitInfo, maximum: int) -> Phrase:
-    holders = ", ".join(info.holders[:HOLDERS_SHOWN])
-    others = info.taken - len(info.holders[:HOLDERS_SHOWN])
-    if not holders:
+    """Return how many slots are taken, and by which tasks."""
+    running = _named([id for id in info.holders if id not in info.ready_ids], info.in_use)
+    pending, number = _named(info.ready_ids, info.ready), max(maximum, info.taken)
+    if info.ready and info.in_use:
         return plural_phrase(
-            "%(taken)s of %(num)s slot in use", "%(taken)s of %(num)s slots in use",
-            maximum, taken=info.taken,
+            "%(taken)s of %(most)s slot taken, by running tasks (%(ids)s) and pending tasks "
+            "(%(pending)s)",
+            "%(taken)s of %(most)s slots taken, by running tasks (%(ids)s) and pending tasks "
+            "(%(pending)s)",
+            number, taken=info.taken, most=maximum, ids=running, pending=pending,
         )  # fmt: skip
-    if others <= 0:
+    if info.ready:
         return plural_phrase(
-            "%(taken)s of %(num)s slot in use by %(ids)s",
-            "%(taken)s of %(num)s slots in use by %(ids)s",
-            maximum, taken=info.taken, ids=holders,
+            "%(taken)s of %(most)s slot taken by a pending task (%(pending)s)",
+            "%(taken)s of %(most)s slots taken by pending tasks (%(pending)s)",
+            number, taken=info.taken, most=maximum, pending=pending,
+        )  # fmt: skip
+    if not info.holders:
+        return plural_phrase(
+            "%(taken)s of %(most)s slot in use", "%(taken)s of %(most)s slots in use",
+            number, taken=info.taken, most=maximum,
         )  # fmt: skip
     return plural_phrase(
-        "%(taken)s of %(num)s slot in use by %(ids)s and %(more)s more",
-        "%(taken)s of %(num)s slots in use by %(ids)s and %(more)s more",
-        maximum, taken=info.taken, ids=holders, more=others,
+        "%(taken)s of %(most)s slot in use by %(ids)s",
+        "%(taken)s of %(most)s slots in use by %(ids)s",
+        number, taken=info.taken, most=maximum, ids=running,
     )  # fmt: skip
+
+
+def _named(ids: Sequence[str], number: int) -> Phrase | str | int:
+    """Return the first of these ids, with how many of the `number` tasks are left out."""
+    shown = ", ".join(ids[:HOLDERS_SHOWN])
+    others = number - len(ids[:HOLDERS_SHOWN])
+    if not shown:
+        return number
+    if others <= 0:
+        return shown
+    return phrase("%(ids)s and %(more)s more", ids=shown, more=others)
 
 
 def priority_sentences(facts: Facts) -> list[Phrase]:

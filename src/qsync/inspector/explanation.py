@@ -82,6 +82,8 @@ class Facts:
     """Limit for which a limited task waits."""
     waits_before: int = 0
     """Number of earlier tasks that wait for the same limit or the same paused type."""
+    other_limits: Sequence[LimitInfo] = ()
+    """Other limits of a limited task, without those that are unlimited."""
     type_pause: Pause | None = None
     """Pause of the task's type; None if the type is not paused."""
     waits_for_type: bool = False

@@ -42,6 +42,7 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     closed_until  when the limit opens again after a handler closed it with RateLimited
     holders       ids of tasks that are running, leased or ready, as far as they were read; only if
                   a single limit was read
+    ready_ids     those of the holders that are ready
     """
 
     queue: str
@@ -56,6 +57,7 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     opens_at: datetime | None = None
     closed_until: datetime | None = None
     holders: list[str] = []
+    ready_ids: list[str] = []
 
     @property
     def taken(self) -> int:
@@ -64,7 +66,7 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def full(self) -> bool:
-        """Whether all slots are in use."""
+        """Whether all slots are in use, or assigned to pending tasks."""
         maximum = self.rule.concurrency if self.rule else None
         return maximum is not None and self.taken >= maximum
 
@@ -184,7 +186,9 @@ def info_of(queue: str, detail: LimitDetail) -> LimitInfo:
     limit, program = detail.state.limit, detail.program
     rules = {} if program is None else {limit_name(limit): program}
     operators = {} if detail.operator is None else {detail.operator.limit: detail.operator}
-    return _info(queue, detail.state, rules, operators, detail.holders)
+    info = _info(queue, detail.state, rules, operators)
+    holders = [*detail.holders, *detail.ready]
+    return msgspec.structs.replace(info, holders=holders, ready_ids=detail.ready)
 
 
 def _info(
@@ -192,7 +196,6 @@ def _info(
     state: LimitState,
     rules: Mapping[str, LimitRule],
     operators: Mapping[str, limit_ops.StoredOperatorRule],
-    holders: list[str] | None = None,
 ) -> LimitInfo:
     limit, name = state.limit, limit_name(state.limit)
     program, operator = rules.get(name), None
@@ -213,5 +216,4 @@ def _info(
         waiting=state.waiting,
         opens_at=None if opens_us is None else from_us(opens_us),
         closed_until=None if closed_us is None else from_us(closed_us),
-        holders=holders or [],
     )

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
--- get_limit: read one limit, with its rules, its state, the active tasks that hold it, and one
--- waiting task's place.
+-- get_limit: read one limit, with its rules, its state, the active and the pending tasks that hold
+-- it, and one waiting task's place.
 -- include: check_schema clock waiter_entries
 -- KEYS[1] limit_rules hash  name -> its rule
 -- KEYS[2] limits    hash    limit -> its state
@@ -10,6 +10,7 @@
 -- KEYS[6] holds     hash    id -> its limits, of unfinished tasks
 -- KEYS[7] limited   zset    ids by order tag
 -- KEYS[8] meta      hash    schema
+-- KEYS[9] pending   zset    ids by order tag
 -- ARGV[1] now       int us  empty: the store's clock
 -- ARGV[2] limit     text
 -- ARGV[3] id        text    id of a limited task; empty: none
@@ -23,6 +24,8 @@
 -- REPLY[7] opens_at  text   us; empty: no task waits, or the waiters need a free slot
 -- REPLY[8] holders list ids of active tasks that hold it, among the first 10,000 active tasks
 -- REPLY[9] place     int    number of waiters before the task; -1: it does not wait for this limit
+-- REPLY[10] ready   list    ids of pending tasks that hold it, among the first and the last 5,000
+--   pending tasks
 -- returns the fields of REPLY
 check_schema()
 local limit, most = ARGV.limit, tonumber(ARGV.most)
@@ -34,20 +37,46 @@ local rules = redis.call(
 local state, first_items = waiter_items.split_state(redis.call('HGET', KEYS.limits, limit) or '')
 local items = waiter_items.list(first_items, 1)
 
+-- Add those of the ids whose tasks hold the limit to `found`, until it has `wanted` ids. Returns
+-- whether the caller should read further ids.
+local function add_holders(found, wanted, ids)
+  local mark = table.concat({ '\0', limit, '\0' })
+  local held = #ids > 0 and redis.call('HMGET', KEYS.holds, unpack(ids)) or {}
+  for i = 1, #held do
+    local text = table.concat({ '\0', held[i] or '', '\0' })
+    if #found < wanted and string.find(text, mark, 1, true) then
+      found[#found + 1] = ids[i]
+    end
+  end
+  return #ids > 0 and #found < wanted
+end
+
 -- Return the ids of active tasks that hold the limit.
-local function holders()
-  local found, mark = {}, table.concat({ '\0', limit, '\0' })
-  for first = 0, 9999, 500 do
-    local ids = redis.call('ZRANGE', KEYS.active, first, first + 499)
-    if #ids == 0 or #found >= most then
-      break
-    end
-    for i, held in ipairs(redis.call('HMGET', KEYS.holds, unpack(ids))) do
-      local text = table.concat({ '\0', held or '', '\0' })
-      if #found < most and string.find(text, mark, 1, true) then
-        found[#found + 1] = ids[i]
-      end
-    end
+local function active_holders()
+  local found, first = {}, 0
+  while first < 10000 and add_holders(
+    found, most, redis.call('ZRANGE', KEYS.active, first, first + 499)
+  ) do
+    first = first + 500
+  end
+  return found
+end
+
+-- Return the ids of pending tasks that hold the limit. Tasks of low priorities are at the end.
+local function ready_holders()
+  local ready = tonumber(string.match(state, '^%d+ (%d+) ') or 0)
+  local found, wanted, first = {}, math.min(ready, most), 0
+  local more = wanted > 0
+  while more and first < 5000 do
+    more = add_holders(found, wanted, redis.call('ZRANGE', KEYS.pending, first, first + 499))
+    first = first + 500
+  end
+  local last = more and redis.call('ZCARD', KEYS.pending) - 1 or 0
+  local lowest = math.max(first, last - 4999)
+  while more and last >= lowest do
+    local from = math.max(lowest, last - 499)
+    more = add_holders(found, wanted, redis.call('ZRANGE', KEYS.pending, from, last))
+    last = from - 1
   end
   return found
 end
@@ -80,5 +109,6 @@ local waiting = count_waiters(limit, first_items)
 local opens_at = redis.call('ZSCORE', KEYS.openings, limit)
 return reply({
   now = to_text(clock(ARGV.now)), operator = rules[1], by_name = rules[2], program = rules[3],
-  state = state, waiting = waiting, opens_at = opens_at, holders = holders(), place = place(),
+  state = state, waiting = waiting, opens_at = opens_at, place = place(),
+  holders = active_holders(), ready = ready_holders(),
 })
