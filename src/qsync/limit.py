@@ -117,6 +117,26 @@ def limit_rule(
     )
 
 
+def check_rule(rule: LimitRule) -> LimitRule:
+    """Check a rule that was created without `limit_rule`, and fill in its burst.
+
+    Raise InvalidTask if the rule is not valid. A rule without any field allows everything.
+    """
+    if rule == LimitRule():
+        return rule
+    per_us, where = rule.per_us, "rule"
+    if per_us is not None and (type(per_us) is not int or abs(per_us) >= 2**63):
+        why = phrase(
+            "%(field)s: %(value)s is not a whole number of microseconds",
+            field=within(where, "per_us"), value=shorten(per_us),
+        )  # fmt: skip
+        raise InvalidTask(why)
+    return limit_rule(
+        where, rate=rule.rate, per=None if per_us is None else per_us / 1_000_000,
+        burst=rule.burst, concurrency=rule.concurrency,
+    )  # fmt: skip
+
+
 def _count(field: Phrase, value: object) -> int:
     if type(value) is not int or not 1 <= value <= MAX_COUNT:
         raise InvalidTask(
@@ -233,13 +253,17 @@ class LimitTemplates:
 
         Raise InvalidTask if a value cannot be part of a limit.
         """
-        return [
+        limits = [
             "".join(
                 literal + ("" if name is None else _text(template.text, name, arguments))
                 for literal, name in template.parts
             )
             for template in self._templates
         ]
+        for limit, template in zip(limits, self._templates, strict=True):
+            if limit.endswith(":") or len(limit) > LIMIT_LENGTH or not limit.isprintable():
+                check_limit(limit, _filled(template, arguments))
+        return limits
 
 
 _NOTHING_TO_FILL: Final = (
@@ -289,6 +313,12 @@ def _parts(text: str, parameters: Sequence[str]) -> list[tuple[str, str | None]]
     return parts
 
 
+def _filled(template: _Template, arguments: Mapping[str, Any]) -> str:
+    """Return the name of a filled template for an error message: `limits: 'c:{id}' with id=''`."""
+    values = [f"{name}={shorten(arguments[name])}" for _, name in template.parts if name]
+    return f"limits: {shorten(template.text)} with {', '.join(values)}"
+
+
 def _text(template: str, name: str, arguments: Mapping[str, Any]) -> str:
     if name not in arguments:
         raise InvalidTask(f"limits: {shorten(template)}: argument {name!r} was not passed")
@@ -298,6 +328,6 @@ def _text(template: str, name: str, arguments: Mapping[str, Any]) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | UUID):
         raise InvalidTask(
             f"limits: {shorten(template)}: argument {name!r} is {shorten(value)}, which is not "
-            "a string, whole number or UUID"
+            "a string, whole number or UUID, or an enum of these"
         )
     return str(value)

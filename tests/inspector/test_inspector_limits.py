@@ -121,6 +121,27 @@ def test_invalid_operator_rules_are_named(store: Store, prefix: str) -> None:
                     await made.inspector.limit(wrong)
             with pytest.raises(InvalidTask, match="cursor: 'x' is not a cursor"):
                 await made.inspector.limits(cursor="x")
+            await limited(made, "a", limits=["customer"])
+            for fields, message in [
+                ({"concurrency": 0}, "rule: concurrency: 0 is not a whole number from 1"),
+                ({"concurrency": -5}, "rule: concurrency: -5 is not"),
+                ({"concurrency": "abc"}, "rule: concurrency: 'abc' is not"),
+                ({"rate": 1}, "rule: rate: 1 needs per="),
+                ({"per_us": S}, "rule: per: 1.0 needs rate="),
+                ({"rate": 1, "per_us": "x"}, "rule: per_us: 'x' is not a whole number of micro"),
+                ({"rate": 1, "per_us": 10**400}, "rule: per_us: 1000"),
+                ({"rate": 1, "per_us": 0}, "rule: per: 0.0 is not between 0.001 and"),
+                ({"rate": 1, "per_us": S, "burst": 0}, "rule: burst: 0 is not a whole number"),
+            ]:
+                wrong = LimitRule(**fields)
+                with pytest.raises(InvalidTask, match=message):
+                    await made.inspector.set_limit("customer", wrong)
+            assert (await made.inspector.limit("customer")).operator is None
+            assert (await made.inspector.set_limit("customer", LimitRule(rate=7, per_us=S))).ok
+            rule = LimitRule(rate=7, per_us=S, burst=1)
+            assert (await made.inspector.limit("customer")).rule == rule
+            assert (await made.inspector.set_limit("customer", LimitRule())).ok
+            assert str((await made.inspector.limit("customer")).rule) == "unlimited"
 
     run(main())
 

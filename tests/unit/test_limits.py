@@ -220,7 +220,9 @@ def test_argument_that_is_not_a_string_is_refused_at_the_enqueue(app: Qsync, val
     def charge(customer_id: Any = None) -> None: ...
 
     with pytest.raises(
-        InvalidTask, match=r"argument 'customer_id' is .*, which is not a string, whole"
+        InvalidTask,
+        match=r"argument 'customer_id' is .*, which is not a string, whole number or UUID, or an "
+        "enum of these$",
     ):
         charge.build(value)
 
@@ -229,10 +231,14 @@ def test_limit_that_arguments_make_too_long_or_empty_is_refused(app: Qsync) -> N
     @app.task(limits=["customer:{name}"])
     def charge(name: str) -> None: ...
 
-    with pytest.raises(InvalidTask, match="has 259 characters, over 256"):
+    where = r"limits: 'customer:\{name\}' with name="
+    with pytest.raises(InvalidTask, match=f"{where}'y+.*: 'customer:y.* has 259 characters, over"):
         charge.build("y" * 250)
-    with pytest.raises(InvalidTask, match="'customer:' has no value"):
+    with pytest.raises(InvalidTask, match=f"{where}'': 'customer:' has no value after its colon"):
         charge.build("")
+    with pytest.raises(InvalidTask, match=rf"{where}'a\\nb': 'customer:a\\nb' has unprintable"):
+        charge.build("a\nb")
+    assert charge.build("a:").limits == ["customer:a:"]
 
 
 # Limits of an app.

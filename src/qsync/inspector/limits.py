@@ -14,7 +14,7 @@ from qsync.broker.limit_ops import LimitDetail, LimitsPage, LimitState
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base, no_cursor
 from qsync.inspector.values import Change
-from qsync.limit import LimitRule, check_limit, limit_name
+from qsync.limit import LimitRule, check_limit, check_rule, limit_name
 from qsync.times import from_us
 
 
@@ -129,10 +129,12 @@ class _LimitsMixin(Base):
         """Set the rule of a limit, or of all limits with a name; the rule overrides the program's
         rule until `reset_limit`.
 
-        Lowering a rule does not stop running tasks. Create the rule with `qsync.limit.limit_rule`.
+        Lowering a rule does not stop running tasks. Create the rule with `qsync.limit.limit_rule`;
+        `LimitRule()` allows everything. Raises InvalidTask for an invalid rule.
         """
         keys = self._keys(queue)
         check_limit(limit, "limit")
+        rule = check_rule(rule)
         if not await self._is_queue(queue):
             return Change(outcome="not_found")
         by = (by or self._actor.by)[:BY_LENGTH]
