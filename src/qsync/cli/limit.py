@@ -166,12 +166,20 @@ def set_rule(
             return
         change = session.run(session.inspector.set_limit(name, rule, queue=queue, by=author))
         if as_json:
-            print_json(change)
+            _print_outcome(change, name, queue, str(rule))
         if not change.ok:
             session.run(check_queue(session.inspector, queue))
             exit_with(f"queue {queue} is gone")
         if not as_json:
             print_line(f"{name}: {rule}")
+
+
+def _print_outcome(change: Change, name: str, queue: str, rule: str | None = None) -> None:
+    """Print the outcome of a change as JSON, with the rule that now applies."""
+    document = {"limit": name, "queue": queue, "outcome": change.outcome}
+    if change.ok and rule is not None:
+        document["rule"] = rule
+    print_json(document)
 
 
 def _print_preview(info: LimitInfo, rule: str, as_json: bool) -> None:
@@ -211,7 +219,7 @@ def open_now(
         else:
             change = session.run(session.inspector.open_limit(name, queue=queue))
         if as_json:
-            print_json(change)
+            _print_outcome(change, name, queue)
         if change.outcome == "not_found":
             session.run(check_queue(session.inspector, queue))
             exit_with(f"queue {queue} is gone")
@@ -251,7 +259,7 @@ def reset(
         change = session.run(session.inspector.reset_limit(name, queue=queue))
         info = session.run(session.inspector.limit(name, queue=queue))
         if as_json:
-            print_json(change)
+            _print_outcome(change, name, queue, str(info.rule or "unlimited"))
         if not change.ok:
             exit_with(f"no operator has set a rule for {name} in queue {queue}")
         if not as_json:
