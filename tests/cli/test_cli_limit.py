@@ -46,6 +46,25 @@ def test_limit_is_set_shown_and_reset(live: Live) -> None:
         live.ok("task", "cancel", id)
 
 
+def test_retry_of_a_task_that_must_wait_for_its_limit_says_so(live: Live) -> None:
+    live.enqueue(Task("note", limits=["customer:42"]))
+    live.ok("limit", "set", "customer:42", "--concurrency", "1")
+    ids = live.enqueue(*[Task("note", {}, limits=["customer:42"], delay=3600)] * 3)
+    assert live.ok("task", "retry", ids[0]).out == f"{ids[0]}: limited now\n"
+    [told] = live.ok("task", "retry", ids[1], "--json").json
+    assert (told["outcome"], told["state"]) == ("done", "limited")
+    edit = ("task", "edit", ids[2], "--json", '{"a": 1}', "--retry")
+    assert live.ok(*edit).out == f"{ids[2]}: edited and limited now\n"
+
+
+def test_changes_are_reported_as_json(live: Live) -> None:
+    live.enqueue(Task("note", delay=3600))
+    told = {"limit": "stripe", "queue": "default", "outcome": "done"}
+    done = live.ok("limit", "set", "stripe", "--rate", "3", "--per", "1d", "--json").json
+    assert done == {**told, "rule": "3 per 1 d, 1 at once"}
+    assert live.ok("limit", "reset", "stripe", "--json").json == {**told, "rule": "unlimited"}
+
+
 def test_closed_limit_is_opened(live: Live) -> None:
     live.serve()
     [id] = live.enqueue(Task("close", limits=["stripe"], retention=60))

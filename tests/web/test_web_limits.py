@@ -84,6 +84,16 @@ async def test_closed_limit_is_opened(store: Store, prefix: str) -> None:
         assert (await web.bed.inspector.limit("customer:42")).closed_until is None
 
 
+async def test_task_that_is_run_but_must_wait_for_its_limit_is_said_to_wait(
+    store: Store, prefix: str
+) -> None:
+    async with visitor(store, prefix) as web:
+        await fill(web)
+        await web.bed.enqueue(Task("t", id="later", limits=["customer:42"], delay=3600))
+        text = await web.send("/task/run", queue="default", id="later", state="scheduled")
+        assert said(text) == "The task waits for its limits, or for the end of a pause of its type."
+
+
 async def test_waiting_tasks_are_cancelled_together(store: Store, prefix: str) -> None:
     async with visitor(store, prefix) as web:
         await fill(web)

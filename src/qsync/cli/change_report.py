@@ -13,6 +13,7 @@ from qsync.cli.output import print_json, print_line
 from qsync.cli.store import task_missing
 from qsync.formatting import local_time
 from qsync.inspector import Change
+from qsync.state import TaskState
 from qsync.worker.logs import escape
 
 
@@ -52,6 +53,8 @@ def _success(outcome: Outcome, done: str) -> str:
     change = outcome.change
     if change.at is not None:
         return f"{done} {local_time(change.at)}"
+    if change.state is TaskState.LIMITED:
+        done = done.replace("pending now", "limited now")
     if change.outcome == "done" or change.server == outcome.id:
         return done
     return f"request sent to server {change.server}"

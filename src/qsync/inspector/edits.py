@@ -45,8 +45,8 @@ class _EditsMixin(_TasksMixin):
     ) -> Change:
         """Replace the payload of a scheduled, retried or dead task atomically.
 
-        With `retry` the task becomes pending now; with `delay`, a scheduled or retried task becomes
-        due after that time. The task keeps its id, options, limits and unique lock;
+        With `retry` the task becomes pending or limited now; with `delay`, a scheduled or retried
+        task becomes due after that time. The task keeps its id, options, limits and unique lock;
         TaskDetail.edits has its old payload. Returns `too_late` if the task is in another state or
         has changed. Raises InvalidTask if the payload is invalid or `version` is outdated.
         """
@@ -81,7 +81,8 @@ class _EditsMixin(_TasksMixin):
         if done.outcome == "duplicate":
             return Change(outcome="duplicate", state=shown.state, holder=done.holder)
         if done.outcome == "ok":
-            return Change(outcome="done", state=TaskState.PENDING if retry else shown.state)
+            state = await self._pending_or_limited(id, queue) if retry else shown.state
+            return Change(outcome="done", state=state)
         return await self._edited_by(id, queue, new)
 
     async def _edited_by(self, id: str, queue: str, message: bytes) -> Change:

@@ -126,7 +126,8 @@ class _TasksMixin(Base):
         return [rows[queue] for queue in sorted(rows)]
 
     async def run(self, id: str, *, queue: str = "default", state: str | None = None) -> Change:
-        """Make a scheduled, retry or dead task pending now.
+        """Make a scheduled, retry or dead task pending now, or limited if its limits or a pause of
+        its type keep it from starting.
 
         A dead task gets all its attempts again and keeps the history of earlier ones. If `state` is
         passed and the task is no longer in that state, the outcome is `too_late`.
@@ -146,7 +147,13 @@ class _TasksMixin(Base):
             return Change(outcome="duplicate", state=shown.state, holder=holder)
         if outcome == "changed":
             return await self._where(id, queue)
-        return Change(outcome="done", state=TaskState.PENDING)
+        return Change(outcome="done", state=await self._pending_or_limited(id, queue))
+
+    async def _pending_or_limited(self, id: str, queue: str) -> TaskState:
+        """Return LIMITED if a task that was made pending waits for a limit, otherwise PENDING."""
+        shown = await self._show(id, queue)
+        is_limited = shown is not None and shown.state is TaskState.LIMITED
+        return TaskState.LIMITED if is_limited else TaskState.PENDING
 
     async def cancel(self, id: str, *, queue: str = "default") -> Change:
         """Cancel a waiting task, or tell the server of a running task to stop it (outcome `told`).

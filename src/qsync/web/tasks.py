@@ -160,7 +160,10 @@ async def run(site: Site, request: Request) -> Response:
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
     change = await site.acting(request).run(id, queue=queue, state=form.text("state") or None)
-    return _after(site, request, change, id, queue, _("The task is pending."))  # fmt: skip
+    text = _("The task is pending.")
+    if change.state is TaskState.LIMITED:
+        text = _("The task waits for its limits, or for the end of a pause of its type.")
+    return _after(site, request, change, id, queue, text)
 
 
 async def reschedule(site: Site, request: Request) -> Response:
