@@ -57,6 +57,23 @@ def test_retry_of_a_task_that_must_wait_for_its_limit_says_so(live: Live) -> Non
     assert live.ok(*edit).out == f"{ids[2]}: edited and limited now\n"
 
 
+def test_rule_that_the_program_no_longer_has_is_removed(live: Live) -> None:
+    live.enqueue(Task("note", delay=3600))
+    live.app.limit("old", concurrency=3)
+    live.serve()
+    assert "3 at a time" in live.ok("limit", "show", "old").out
+    assert "no operator has set a rule for old" in live.refused("limit", "reset", "old")
+    dry = live.ok("limit", "reset", "old", "--program", "--dry-run").out
+    assert dry == "old: would be unlimited; now: 3 at a time\n"
+    why = live.refused("limit", "reset", "old:1", "--program", code=2)
+    assert "the program's rule applies to the whole name; use 'old'" in why
+    live.ok("limit", "set", "old", "--concurrency", "1")
+    assert live.ok("limit", "reset", "old", "--program").out == "old: unlimited\n"
+    assert live.ok("limit", "list").out == "Queue default has no limits.\n"
+    for words in (["--program"], ["--program", "--dry-run"]):
+        assert "there is no rule for old" in live.refused("limit", "reset", "old", *words)
+
+
 def test_changes_are_reported_as_json(live: Live) -> None:
     live.enqueue(Task("note", delay=3600))
     told = {"limit": "stripe", "queue": "default", "outcome": "done"}

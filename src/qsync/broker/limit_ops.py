@@ -100,6 +100,11 @@ def set_limit(
     return _put_rules(keys, {limit: packed}, by or "operator", now_us)
 
 
+def remove_program_rule(keys: QueueKeys, name: str, *, now_us: int | None = None) -> Call[int]:
+    """Remove the program's rule of a name; return 1 if there was one."""
+    return _put_rules(keys, {name: b""}, "", now_us)
+
+
 def open_limit(keys: QueueKeys, limit: str, *, now_us: int | None = None) -> Call[int]:
     """Open a limit that a handler closed by raising RateLimited; return 1 if it was closed."""
     return queue_call("open_limit", keys, (now_argument(now_us), "", limit), int)

@@ -242,35 +242,51 @@ def reset(
     *,
     name: LimitName,
     queue: LimitQueue = "default",
+    program: Annotated[bool, typer.Option(
+        "--program", help="Also remove the program's rule, e.g. of a limit that the program no "
+        "longer declares.",
+    )] = False,
     dry_run: Preview = False,
     store: StoreOptions,
     as_json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Remove the rule that an operator has set; the program's rule applies again.
 
     For example: qsync limit reset customer:42
+
+    If a program declares the limit, its servers publish a removed rule again when they start.
     """
     _check(name)
     with open_store(store) as session:
         session.run(check_queue(session.inspector, queue))
         if dry_run:
-            _preview_reset(session, name, queue, as_json)
+            _preview_reset(session, name, queue, program, as_json)
             return
-        change = session.run(session.inspector.reset_limit(name, queue=queue))
+        work = session.inspector.reset_limit(name, queue=queue, program=program)
+        change = session.run(work)
         info = session.run(session.inspector.limit(name, queue=queue))
         if as_json:
             _print_outcome(change, name, queue, str(info.rule or "unlimited"))
         if not change.ok:
-            exit_with(f"no operator has set a rule for {name} in queue {queue}")
+            exit_with(_no_rule(name, queue, program))
         if not as_json:
             print_line(f"{name}: {info.rule or 'unlimited'}")
 
 
-def _preview_reset(session: StoreSession, name: str, queue: str, as_json: bool) -> None:
+def _no_rule(name: str, queue: str, program: bool) -> str:
+    if program:
+        return f"there is no rule for {name} in queue {queue}"
+    return f"no operator has set a rule for {name} in queue {queue}"
+
+
+def _preview_reset(
+    session: StoreSession, name: str, queue: str, program: bool, as_json: bool
+) -> None:
     info = session.run(session.inspector.limit(name, queue=queue))
-    if info.operator is None or info.operator.limit != name:
-        exit_with(f"no operator has set a rule for {name} in queue {queue}")
-    rule = info.program
+    is_set = info.operator is not None and info.operator.limit == name
+    if not is_set and not (program and info.program):
+        exit_with(_no_rule(name, queue, program))
+    rule = None if program else info.program
     if ":" in name:  # an operator's rule for the name without a value still applies
         whole = session.run(session.inspector.limit(name.partition(":")[0], queue=queue))
         rule = whole.operator.rule if whole.operator is not None else info.program

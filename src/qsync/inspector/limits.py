@@ -15,6 +15,7 @@ from qsync.errors import InvalidTask
 from qsync.inspector.base import Base, no_cursor
 from qsync.inspector.values import Change
 from qsync.limit import LimitRule, check_limit, check_rule, limit_name
+from qsync.phrase import phrase
 from qsync.times import from_us
 
 
@@ -157,12 +158,37 @@ class _LimitsMixin(Base):
         opened = await self._broker.run(recorded(limit_ops.open_limit(keys, limit), event))
         return Change(outcome="done" if opened else "too_late")
 
-    async def reset_limit(self, limit: str, *, queue: str = "default") -> Change:
-        """Remove the rule that an operator has set; `not_found` if there is none."""
-        call = limit_ops.set_limit(self._keys(queue), check_limit(limit, "limit"), None, "")
-        event = self._actor.event("limit.reset", limit)
-        changed = await self._broker.run(recorded(call, event))
+    async def reset_limit(
+        self, limit: str, *, queue: str = "default", program: bool = False
+    ) -> Change:
+        """Remove the rule that an operator has set; `not_found` if there is none.
+
+        With `program`, also remove the program's rule, which otherwise stays after the program no
+        longer declares the limit. Servers of a program that declares it publish the rule again when
+        they start.
+        """
+        keys, name = self._keys(queue), check_limit(limit, "limit")
+        calls = [limit_ops.set_limit(keys, name, None, "")]
+        if program:
+            calls.append(limit_ops.remove_program_rule(keys, _whole_name(name)))
+        changed = 0
+        for call in calls:
+            event = self._actor.event("limit.reset", limit)
+            changed += await self._broker.run(recorded(call, event))
         return Change(outcome="done" if changed else "not_found")
+
+
+def _whole_name(limit: str) -> str:
+    """Return the name of a limit; raise InvalidTask if the limit has a value."""
+    if ":" in limit:
+        raise InvalidTask(
+            phrase(
+                "limit: %(limit)s has a value, but the program's rule applies to the whole name; "
+                "use %(name)s",
+                limit=repr(limit), name=repr(limit_name(limit)),
+            )
+        )  # fmt: skip
+    return limit
 
 
 def _first_page(queue: str, page: LimitsPage) -> LimitPage:
