@@ -175,11 +175,8 @@ class TaskFunction(Generic[P, R, Q, V]):
         return value
 
     def options(self, /, **options: Unpack[TaskOptions]) -> TaskFunction[P, R, Q, V]:
-        """Return the same task with other options; `delay` and `process_at` replace each other.
-
-        `headers` replaces all headers of the task. Raise InvalidTask if an option is unknown or
-        wrong, or if the app declares other limits.
-        """
+        """Return the same task with other options; `delay` and `process_at` replace each other, and
+        `headers` all headers. Raise InvalidTask for a wrong option or an undeclared limit."""
         copied = copy.copy(self)
         copied._options = self._options.copy()
         copied._override(options)

@@ -238,7 +238,9 @@ def test_a_wrong_prefix_is_refused(colour: Colour, store: Store) -> None:
 def test_id_can_be_used_once_in_a_queue(colour: Colour, client: Any) -> None:
     task = Task("t", id="a")
     colour.do(client.enqueue(task))
-    with pytest.raises(DuplicateTask, match=r"^id 'a' is taken .* in queue 'default'$") as caught:
+    with pytest.raises(
+        DuplicateTask, match=r"^id 'a': a task in queue 'default' already has this id$"
+    ) as caught:
         colour.do(client.enqueue(task))
     assert (caught.value.id, caught.value.queue) == ("a", "default")
     assert colour.do(client.enqueue(task, queue="other")).created

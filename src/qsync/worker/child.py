@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -184,38 +184,9 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
 
 
 def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int:
-    def on_ready() -> None:
-        limits.check_start(memory_used())
-        parent.send(ready=True)
-        _exempt_start_from_collection()
-        if limits:
-            parent.keep_comparing(limits)
-
-    async def serve() -> None:
-        await server.run(
-            on_ready=on_ready,
-            # Report the order immediately, because the process may be killed before it has stopped.
-            on_stop_order=lambda: parent.send(retired=True),
-        )
-        # Ctrl-C has nothing left to stop, but SIGTERM may end an exit that hangs.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if not server.broken:
-            parent.send(stopped=True)
-
-    make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
-    serving = serve()
+    """Run the server; return the exit code of this process."""
     try:
-        if uvloop:
-            import uvloop as library
-
-            make_loop = library.new_event_loop
-        with asyncio.Runner(loop_factory=make_loop) as runner:
-            try:
-                runner.run(serving)
-            except BaseException as error:
-                if inspect.getcoroutinestate(serving) != inspect.CORO_CLOSED:
-                    _die(error, parent)
-                raise
+        _run_loop(partial(_serving, server, parent, limits), parent, uvloop=uvloop)
     except SchemaMismatch as error:
         if not server.broken:  # another process could not serve the queues either
             parent.send_error(error)
@@ -230,6 +201,43 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
     finally:
         parent.send_metrics()
     return 1 if server.broken else 0
+
+
+async def _serving(server: Server, parent: Parent, limits: Limits) -> None:
+    def on_ready() -> None:
+        limits.check_start(memory_used())
+        parent.send(ready=True)
+        _exempt_start_from_collection()
+        if limits:
+            parent.keep_comparing(limits)
+
+    await server.run(
+        on_ready=on_ready,
+        # Report the order immediately, because the process may be killed before it has stopped.
+        on_stop_order=lambda: parent.send(retired=True),
+    )
+    # Ctrl-C has nothing left to stop, but SIGTERM may end an exit that hangs.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not server.broken:
+        parent.send(stopped=True)
+
+
+def _run_loop(
+    serve: Callable[[], Coroutine[Any, Any, None]], parent: Parent, *, uvloop: bool
+) -> None:
+    make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if uvloop:
+        import uvloop as library
+
+        make_loop = library.new_event_loop
+    serving = serve()
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        try:
+            runner.run(serving)
+        except BaseException as error:
+            if inspect.getcoroutinestate(serving) != inspect.CORO_CLOSED:
+                _die(error, parent)
+            raise
 
 
 def _die(error: BaseException, parent: Parent) -> NoReturn:

@@ -170,10 +170,7 @@ if #lapsed > 0 then
 end
 
 -- flow:
-do -- a script has at most 200 local variables, of which this block's do not count outside of it
-  local opened, more_due = open_due_limits(limit)
-  more, moved = more or more_due, moved or opened
-end
+moved, more = open_due_limits(limit, moved, more)
 
 -- end flow
 -- 3 lease

@@ -58,7 +58,8 @@ local function begin_limits(now, needed)
   check_set(KEYS.openings)
   check_set(KEYS.pending)
   check_rights(KEYS.tasks, {
-    'EXISTS', 'HMGET', 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZMSCORE', 'ZRANGEBYLEX', 'ZRANGEBYSCORE',
+    'EXISTS', 'HMGET', 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZMSCORE', 'ZRANGE', 'ZRANGEBYLEX',
+    'ZRANGEBYSCORE',
   })
 end
 

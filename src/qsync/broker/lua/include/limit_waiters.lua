@@ -393,11 +393,11 @@ local function save_limits()
   return #openings > 0 and moves.add_openings(openings)
 end
 
--- Open the limits whose opening is due, up to `limit` of them. Returns whether tasks became
--- pending, and whether more limits are due.
-local function open_due_limits(limit)
+-- Open the limits whose opening is due, up to `limit` of them. Returns `moved`, or true if tasks
+-- became pending, and `more`, or true if more limits are due.
+local function open_due_limits(limit, moved, more)
   if not limits_used then
-    return false, false
+    return moved, more
   end
   local due = redis.call(
     'ZRANGEBYSCORE', KEYS.openings, '-inf', to_text(limits_now), 'WITHSCORES', 'LIMIT', 0, limit
@@ -406,7 +406,8 @@ local function open_due_limits(limit)
     local state = touch_limit(due[i])
     known.late[due[i]] = math.min(limits_now - tonumber(due[i + 1]), state.rule.lateness)
   end
-  return #touched_limits > 0 and open_waiters() > 0, #due == 2 * limit
+  local opened = #touched_limits > 0 and open_waiters() > 0
+  return moved or opened, more or #due == 2 * limit
 end
 
 -- Move waiters and write states, at the end of a script. Returns whether to wake a server, and
