@@ -63,9 +63,8 @@ class _EditsMixin(_TasksMixin):
         check_shape(message, payload)
         self._check_payload(message.type, payload)
         now_us, _ = await self._broker.run(views.servers(self._globals, count=1))
-        options = edited_options(shown.message or b"")
-        by_whom = by or self._actor.by
-        edited = with_edit(message, options, data, is_value=is_value, at_us=now_us, by=by_whom)
+        options, actor = edited_options(shown.message or b""), by or self._actor.by
+        edited = with_edit(message, options, data, is_value=is_value, at_us=now_us, by=actor)
         new = codec.encode(edited)
         if new == codec.encode(message):  # the payload is unchanged
             new = shown.message or b""
