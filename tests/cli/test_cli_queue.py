@@ -56,6 +56,25 @@ def test_a_queue_is_paused_emptied_and_resumed(live: Live) -> None:
     assert "did you mean 'queue.purge'" in live.refused("events", "--action", "queue.purg", code=2)
 
 
+def test_problems_of_every_kind_are_shown(live: Live) -> None:
+    """Queues without a server do not hide the dead tasks of another queue."""
+    live.serve()
+    [id] = live.enqueue(Task("bill", b"9", retry=0))
+    live.reaches(id, "dead")
+    for number in range(7):
+        live.do(live.client.enqueue(Task("note"), queue=f"-archive{number}"))
+    out = live.ok("stats").out
+    assert "qsync worker MODULE:APP --queues=-archive0=1\n" in out
+    assert "And 2 more problems like these." in out
+    assert "to acknowledge them: qsync errors acknowledge default\n" in out
+    problems = live.ok("stats", "--json").json["problems"]
+    assert len(problems) == 8
+    [dead] = [problem for problem in problems if problem["kind"] == "dead tasks"]
+    assert (dead["queue"], dead["text"][:11]) == ("default", "1 task died")
+    [only] = live.ok("stats", "default", "--json").json["problems"]
+    assert only["kind"] == "dead tasks"
+
+
 def test_servers_are_listed_and_stopped(live: Live) -> None:
     server = live.serve()
     [id] = live.enqueue(Task("hold", timeout=60))

@@ -14,7 +14,8 @@ from qsync.inspector import Pause, QueueInfo
 from qsync.state import TaskState
 from qsync.web import create_app
 from qsync.web.forecast import Steps, forecast, problems_of
-from qsync.web.sampler import Figures
+from qsync.web.problems import SHOWN_PER_KIND
+from qsync.web.sampler import CHARTED_QUEUES, Figures
 from tests.support.dashboard import SAME, TRACE, visiting
 from tests.support.inspector_driver import Bed, bed
 from tests.support.stores import Store
@@ -113,6 +114,21 @@ async def test_the_overview_begins_with_the_problems(valkey: Store, prefix: str)
             assert "Nothing needs attention." not in text
             assert "Acknowledge" not in text  # read-only
         await died_until_acknowledged(made)
+
+
+async def test_queues_without_a_server_do_not_hide_dead_tasks(valkey: Store, prefix: str) -> None:
+    options: dict[str, Any] = {"auth": "host", "read_only": False}
+    async with bed(valkey.url, prefix) as made:
+        await made.dead(Task("mail"), error=TRACE)
+        for number in range(CHARTED_QUEUES):
+            await made.enqueue(Task("mail"), queue=f"archive-{number}")
+        await made.serve("s1", queues=["other"])
+        async with create_app(made.inspector, **options) as app, visiting(app) as client:
+            text = (await client.get("/")).text
+    assert text.count("no running server takes its tasks.") == SHOWN_PER_KIND
+    assert f"{CHARTED_QUEUES - SHOWN_PER_KIND} more problems like these." in text
+    assert re.search(r"1 task died .* and was neither re-run nor acknowledged", text)
+    assert "Acknowledge</button>" in text
 
 
 async def died_until_acknowledged(made: Bed) -> None:

@@ -8,10 +8,10 @@ import typer
 
 from qsync.cli import completion
 from qsync.cli.command import argument
-from qsync.cli.listing import OutputOptions
+from qsync.cli.listing import Format, OutputOptions
 from qsync.cli.options import StoreOptions
 from qsync.cli.output import print_line
-from qsync.cli.problems import errors_of, paused_types_of, print_problems
+from qsync.cli.problems import print_problems, read_problems
 from qsync.cli.queue_tables import (
     SortQueues,
     print_counters,
@@ -62,15 +62,14 @@ def stats(
                 print_queues(queues, whole=whole)
                 if not names:
                     print_more(overview)
-                names_shown = [info.name for info in queues]
-                fleet = session.run(session.inspector.fleet())
-                missed = session.run(session.inspector.missed_runs(names_shown))
-                errors = session.run(errors_of(session.inspector, queues))
-                paused = session.run(paused_types_of(session.inspector, queues))
-                print_problems(queues, fleet, missed, errors, paused)
+                print_problems(session.run(read_problems(session.inspector, queues)))
                 _print_counters(queues, days)
 
-            document = {"at": overview.at, "servers": overview.servers, "queues": queues}
+            document: dict[str, object] | None = None
+            if output.format is Format.JSON:
+                problems = session.run(read_problems(session.inspector, queues))
+                document = {"at": overview.at, "servers": overview.servers, "queues": queues,
+                            "problems": problems}  # fmt: skip
             output.print_rows(queues, print_table, document)
 
         output.repeat(show)

@@ -52,6 +52,8 @@ class Problem(NamedTuple):
     """Time of the last death that an operator can acknowledge here, in ISO 8601."""
     rank: int = SLOWER
     """How urgent the problem is: STANDSTILL, LOSSES, LATE or SLOWER."""
+    kind: str = ""
+    """Kind of the problem; the overview shows a few problems of each kind."""
 
 
 def growth_of(steps: Steps) -> float | None:
@@ -88,7 +90,14 @@ def problems_of(info: QueueInfo, steps: Steps, errors: int | None = None) -> lis
     if died is not None:
         until = died.last_at.isoformat()
         problems.append(
-            Problem(info.name, _died(died, errors), "/errors", acknowledged=until, rank=LOSSES)
+            Problem(
+                info.name,
+                _died(died, errors),
+                "/errors",
+                acknowledged=until,
+                rank=LOSSES,
+                kind="died",
+            )
         )
     if crashed := sum(figures.crashed for figures in recent):
         text = ngettext(
@@ -97,19 +106,19 @@ def problems_of(info: QueueInfo, steps: Steps, errors: int | None = None) -> lis
             crashed, window=window,
         )  # fmt: skip
         problem = Problem(info.name, text, "/errors") if died else _on_queue(info, text)
-        problems.append(problem._replace(rank=LOSSES))
+        problems.append(problem._replace(rank=LOSSES, kind="crashed"))
     if info.is_late and info.latency_target is not None:
         text = _(
             "the oldest pending task has waited %(latency)s; the target is %(target)s.",
             latency=coarse(info.latency), target=coarse(info.latency_target),
         )  # fmt: skip
-        problems.append(_on_queue(info, text)._replace(rank=LATE))
+        problems.append(_on_queue(info, text)._replace(rank=LATE, kind="late"))
     if died is None and (text := _failing(recent)):
-        problems.append(Problem(info.name, text, "/errors", rank=LATE))
+        problems.append(Problem(info.name, text, "/errors", rank=LATE, kind="failing"))
     growth, pending = growth_of(steps), info.states[TaskState.PENDING]
     if growth and pending >= LARGE and growth * WINDOW_S > pending / 10 and not info.paused:
         text = _("the backlog grows by %(rate)s and will not drain.", rate=_rate(growth))
-        problems.append(_on_queue(info, text))
+        problems.append(_on_queue(info, text)._replace(kind="grows"))
     return problems
 
 

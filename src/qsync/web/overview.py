@@ -15,7 +15,7 @@ from qsync.inspector import Day, MissedRun, QueueInfo
 from qsync.state import TaskState
 from qsync.web.charts import PER_SECOND, SECONDS, BarChart, LineChart, bar_chart, line_chart
 from qsync.web.pages import Site
-from qsync.web.problems import all_problems, paused_types_of, unhandled_of
+from qsync.web.problems import all_problems, by_kind, paused_types_of, unhandled_of
 from qsync.web.query import Fields, sheet_of
 from qsync.web.sampler import CHARTED_QUEUES, DAYS_CHARTED, SAMPLES_KEPT, Sampler, filled
 from qsync.web.translation import _, coarse, day_and_month
@@ -48,7 +48,7 @@ async def show(site: Site, request: Request) -> Response:
         totals=states,
         latency=max((info.latency for info in overview.queues), default=0.0),
         unknown=await unhandled_of(site, fleet.unknown_types),
-        problems=await all_problems(site, overview, fleet),
+        problems=by_kind(await all_problems(site, overview, fleet)),
         missed=await _missed(site, overview.queues[:CHARTED_QUEUES]),
         paused_types=await paused_types_of(site, overview.queues),
         paused=[info for info in overview.queues if info.paused],

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from itertools import islice, zip_longest
-from typing import Final
+from typing import Final, NamedTuple
 
 from qsync.inspector import Filter, Fleet, KeyShares, Overview, PausedType, QueueInfo
 from qsync.state import TaskState
@@ -14,6 +14,9 @@ from qsync.web.forecast import LARGE, SLOWER, STANDSTILL, Problem, problems_of
 from qsync.web.pages import Site
 from qsync.web.sampler import CHARTED_QUEUES
 from qsync.web.translation import _, coarse, count
+
+SHOWN_PER_KIND: Final = 5
+"""Maximum number of problems of one kind that the overview shows, so that no kind hides another."""
 
 FLOOD_SHARE: Final = 0.5
 """Share of a backlog above which a fairness key counts as its cause."""
@@ -35,6 +38,26 @@ COUNTED_FOR_S: Final = 3.0
 """How long the counts of tasks without a handler are reused, in seconds."""
 
 
+class Kind(NamedTuple):
+    """The problems of one kind that the overview shows, and the number of the other ones."""
+
+    shown: list[Problem]
+    more: int
+
+
+def by_kind(problems: Sequence[Problem]) -> list[Kind]:
+    """Group problems by kind, in the order of the first problem of each kind.
+
+    The result depends only on the arguments.
+    """
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem)
+    return [
+        Kind(each[:SHOWN_PER_KIND], max(0, len(each) - SHOWN_PER_KIND)) for each in kinds.values()
+    ]
+
+
 async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Problem]:
     """Return the problems that need attention, the most urgent first."""
     queues = overview.queues
@@ -45,6 +68,8 @@ async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Pro
             info, site.sampler.series(info.name), await _errors_of(site, info)
         )
     ]
+    # The other queues have no samples, but their dead tasks and their latency are known.
+    of_queues += [problem for info in queues[CHARTED_QUEUES:] for problem in problems_of(info, ())]
     without_server = unserved(queues, fleet)
     stopped = {problem.queue for problem in without_server}
     problems = [
@@ -145,7 +170,7 @@ def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
         return []  # the overview reports the lack of servers once, for all queues
     text = _("no running server takes its tasks.")
     return [
-        Problem(info.name, text, "/queue", {"queue": info.name}, rank=STANDSTILL)
+        Problem(info.name, text, "/queue", {"queue": info.name}, rank=STANDSTILL, kind="unserved")
         for info in queues
         if info.states[TaskState.PENDING] and not info.paused and not fleet.of_queue(info.name)
     ]
@@ -164,7 +189,7 @@ def floods(shares: Mapping[str, KeyShares]) -> list[Problem]:
                 "about %(part)s of %(all)s pending tasks have the fairness key %(key)s.",
                 part=count(share.estimate(key)), all=count(share.pending), key=key,
             )  # fmt: skip
-            problems.append(Problem(queue, text, "/queue", {"queue": queue}, "keys"))
+            problems.append(Problem(queue, text, "/queue", {"queue": queue}, "keys", kind="flood"))
     return problems
 
 
@@ -179,6 +204,7 @@ def stuck(fleet: Fleet) -> list[Problem]:
             ),
             "/task",
             {"queue": run.queue, "id": run.id},
+            kind="stuck",
         )
         for run in fleet.long_runs
     ]  # fmt: skip
