@@ -75,3 +75,18 @@ def test_types_are_listed_and_shown_with_their_figures(live: Live) -> None:
     assert len(stats["points"]) == len(stats["before"]) == 60
     assert "'1y' is not one of 1h, 24h, 7d, 90d" in live.run("types", "--period", "1y").err
     assert "1h, 24h, 7d" in live.refused("types", "--period", "90d", code=2)
+
+
+def test_counts_among_the_first_tasks_say_so(live: Live) -> None:
+    live.enqueue(Task("note"))
+    server = live.serve()
+    wait_until(lambda: live.began)
+    live.do(server.stop())
+    live.enqueue(*[Task("bulk")] * 1001, Task("note"))
+    rows = {row["type"]: row for row in live.ok("types", "--json").json}
+    assert (rows["bulk"]["pending"], rows["bulk"]["pending_whole"]) == (1000, False)
+    assert rows["bulk"]["dead_whole"]
+    table = live.ok("types").out
+    assert "1,000+" in table
+    assert " 0+" not in table
+    assert "PENDING: among the first 1,000 of 1,002 pending tasks." in table

@@ -102,6 +102,20 @@ async def test_type_is_paused_and_resumed_after_a_confirmation(
         assert "There is no queue nope." in text
 
 
+async def test_slow_dead_task_is_found_behind_newer_dead_tasks(store: Store, prefix: str) -> None:
+    async with visitor(store, prefix) as web:
+        bed = web.bed
+        now_us = int((await bed.inspector.overview()).at.timestamp() * S)
+        attempt = FailedAttempt(1, now_us, "w", "boom", now_us - 90 * S)
+        record = codec.encode(Failure(1, "boom", now_us, history=(attempt,)))
+        await bed.enqueue(Task("mail", id="slow"))
+        await bed.broker.run(
+            ops.kill(bed.keys(), [Killed(*lease, True, record) for lease in await bed.lease()])
+        )
+        await bed.dead(*[Task("bill")] * 400)
+        assert [task.id for task in await bed.inspector.slow_tasks("mail")] == ["slow"]
+
+
 async def test_type_shows_slow_tasks_and_when_its_servers_started(
     store: Store, prefix: str
 ) -> None:
@@ -141,6 +155,7 @@ async def test_type_shows_slow_tasks_and_when_its_servers_started(
         assert 400 <= slow[0].seconds < 460
         text = await page(web, "/type", type="mail", queue="default")
         assert "Slowest tasks: running, dead, or completed today or yesterday" in text
+        assert "up to 1,000 running tasks and the newest 1,000 dead tasks of the queue" in text
         assert text.index("runs active") < text.index("gone completed") < text.index("died dead")
         assert re.search(
             r"e\.g\. after a deploy: \d\d:\d\d UTC a1e \(1 server\); "

@@ -32,6 +32,7 @@ from qsync.cli.queue_tables import pause_note
 from qsync.cli.store import check_queue, exit_unknown_queue, open_store
 from qsync.formatting import duration, local_time, plural
 from qsync.inspector import Period, RunStats, ServerStart, SlowTask, TypeInfo, TypeList, TypeStats
+from qsync.inspector.slow_tasks import SLOW_TASKS_READ
 from qsync.inspector.type_values import PERIODS
 from qsync.inspector.types import LISTED_PERIODS
 
@@ -141,13 +142,17 @@ def _print_table(listing: TypeList, types: Sequence[TypeInfo], *, whole: bool) -
             _share(info.stats),
             _times(info.stats.wait_p50, info.stats.wait_p95),
             _times(info.stats.run_p50, info.stats.run_p95),
-            _count(info.pending + info.waiting, listing.pending.whole),
-            _count(info.dead, listing.dead.whole),
+            _count(info.pending + info.waiting, info.pending_whole),
+            _count(info.dead, info.dead_whole),
         ]
         for info in types
     ]
     print_table(columns, rows, whole=whole)
     print_line(ESTIMATES)
+    for state, sample in (("pending", listing.pending), ("dead", listing.dead)):
+        if not sample.whole:
+            read = f"among the first {sample.read:,} of {sample.total:,} {state} tasks"
+            print_line(f"{state.upper()}: {read}.")
     for info in types:
         if info.paused is not None:
             waiting = f"; {plural(info.waiting, 'task')} set aside"
@@ -168,7 +173,7 @@ def _times(median: float | None, high: float | None) -> str:
 
 
 def _count(count: int, is_whole: bool) -> str:
-    return f"{count:,}{'' if is_whole else '+'}" if count or not is_whole else ""
+    return f"{count:,}{'' if is_whole else '+'}" if count else ""
 
 
 @type_.command()
@@ -326,3 +331,7 @@ def print_slowest(slow: Sequence[SlowTask]) -> None:
         for task in slow
     ]
     print_table(columns, rows)
+    print_line(
+        f"Searched: up to {SLOW_TASKS_READ:,} running tasks and the newest {SLOW_TASKS_READ:,} "
+        "dead tasks of the queue."
+    )

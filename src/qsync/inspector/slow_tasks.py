@@ -16,8 +16,10 @@ from qsync.state import TaskState
 from qsync.times import DAY_US, from_us
 from qsync.type_rolls import reported_slow_runs, slow_runs_of
 
-TASKS_READ: Final = 250
+SLOW_TASKS_READ: Final = 1000
 """Maximum number of running tasks, and of dead tasks, that are read."""
+
+_TASKS_PER_PAGE: Final = 250
 
 SLOW_TASKS_SHOWN: Final = 10
 
@@ -43,20 +45,17 @@ class _SlowTasksMixin(_LiveServersMixin):
     async def slow_tasks(self, type: str, *, queue: str = "default") -> list[SlowTask]:
         """Return up to 10 tasks of a type: those whose last attempts took the longest.
 
-        The search covers the first 250 running and the last 250 dead tasks of the queue. The search
+        The search covers up to 1,000 running tasks and the newest 1,000 dead tasks of the queue. It
         also covers the type's ten slowest completed runs of today and its ten slowest of yesterday
         (UTC), as servers report them.
         """
         keys = self._keys(queue)
         now_us, records = await self._live()
         since = {id: us for record in records for name, id, us in record.since if name == queue}
-        pages = await self._run_all(
-            [
-                views.list_tasks(keys, TaskState.ACTIVE, count=TASKS_READ),
-                views.list_tasks(keys, TaskState.DEAD, count=TASKS_READ, backwards=True),
-            ]
-        )
-        tasks = [decode_row(row) for page in pages for row in page.rows]
+        tasks = [
+            *await self._first_tasks(queue, TaskState.ACTIVE),
+            *await self._first_tasks(queue, TaskState.DEAD, backwards=True),
+        ]
         slow = slowest_of((task for task in tasks if _type_of(task) == type), since, now_us)
         completed = [_completed(run) for run in await self._slow_runs(type, queue, now_us)]
         listed = sorted([*slow, *completed], key=lambda task: -task.seconds)[:SLOW_TASKS_SHOWN]
@@ -69,6 +68,23 @@ class _SlowTasksMixin(_LiveServersMixin):
             msgspec.structs.replace(task, stored=stored is not None)
             for task, stored in zip(listed, shown, strict=True)
         ]
+
+    async def _first_tasks(
+        self, queue: str, state: TaskState, *, backwards: bool = False
+    ) -> list[DecodedTask]:
+        """Read the first SLOW_TASKS_READ tasks in a state, page by page."""
+        tasks: list[DecodedTask] = []
+        place: views.PageKey | None = None
+        while len(tasks) < SLOW_TASKS_READ:
+            call = views.list_tasks(
+                self._keys(queue), state, count=_TASKS_PER_PAGE, after=place, backwards=backwards
+            )
+            page = await self._broker.run(call)
+            tasks += [decode_row(row) for row in page.rows]
+            if not page.more or not page.rows:
+                break
+            place = page.rows[-1].place
+        return tasks[:SLOW_TASKS_READ]
 
     async def _slow_runs(self, type: str, queue: str, now_us: int) -> list[SlowRun]:
         """Read the slowest completed runs, including reports that have not been merged yet."""

@@ -64,10 +64,12 @@ class TypePoint(msgspec.Struct, frozen=True, kw_only=True):
 class TypeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A task type in a queue, and its runs in a period.
 
-    rate     runs started per second, on average over the period
-    pending  pending tasks of the type among those that were read (see TypeList)
-    dead     dead tasks of the type among those that were read
-    waiting  tasks that are set aside because the type is paused
+    rate           runs started per second, on average over the period
+    pending        pending tasks of the type among those that were read (see TypeList)
+    pending_whole  whether all pending tasks of the queue were read; if not, the type may have more
+    dead           dead tasks of the type among those that were read
+    dead_whole     whether all dead tasks of the queue were read; if not, the type may have more
+    waiting        tasks that are set aside because the type is paused
     """
 
     queue: str
@@ -78,6 +80,8 @@ class TypeInfo(msgspec.Struct, frozen=True, kw_only=True):
     dead: int = 0
     paused: Pause | None = None
     waiting: int = 0
+    pending_whole: bool = True
+    dead_whole: bool = True
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):

@@ -88,6 +88,7 @@ class _TypesMixin(Base):
                         pending=pending_of[name], dead=dead_of[name],
                         paused=pause.pause if pause else None,
                         waiting=pause.waiting if pause else 0,
+                        pending_whole=pending.whole, dead_whole=dead.whole,
                     )
                 )  # fmt: skip
             return infos

@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 
 from qsync.errors import InvalidTask
 from qsync.inspector import Period, TypeInfo
+from qsync.inspector.slow_tasks import SLOW_TASKS_READ
 from qsync.inspector.type_values import PERIODS
 from qsync.inspector.types import LISTED_PERIODS
 from qsync.phrase import phrase_of
@@ -74,7 +75,8 @@ async def show(site: Site, request: Request) -> Response:
     marks = start_marks(stats, fleet.of_queue(queue))
     return site.page(
         request, "type", queue=queue, type=name, stats=stats, charts=type_charts(stats, marks),
-        slow=slow, marks=[(when(stats, mark.at), mark) for mark in marks],
+        slow=slow, slow_read=SLOW_TASKS_READ,
+        marks=[(when(stats, mark.at), mark) for mark in marks],
         rows=[(when(stats, point.at), point.stats) for point in stats.points if point.stats],
         earlier=EARLIER[period], period=period,
         periods=[(each, PERIOD_NAMES[each]) for each in PERIODS],
