@@ -25,7 +25,7 @@ from qsync.web import create_app
 from qsync.web.app import STATIC, VIEWS
 from qsync.web.pages import make_environment
 from qsync.web.security import HEADERS
-from tests.support.dashboard import TRACE, visiting
+from tests.support.dashboard import SAME, TRACE, visiting
 from tests.support.inspector_driver import Bed, bed
 from tests.support.stores import Cluster, Store, wait_until_async
 
@@ -283,6 +283,44 @@ async def test_unreachable_store_is_reported_in_time(own_store: Store, prefix: s
             return (await client.get("/health")).status_code == 200
 
         await wait_until_async(is_back)
+
+
+@pytest.mark.faults(17)
+async def test_action_without_a_store_leads_back_to_its_form(own_store: Store, prefix: str) -> None:
+    """The page that answers a form does not refresh itself, because it has the path of an action."""
+    async with filled(own_store, prefix, timeout=60) as (client, _):
+        own_store.kill()
+        back = "/queue?queue=default"
+        headers = {**SAME, "Referer": f"{client.base_url}{back}"}
+        answer = await client.post("/queue/resume", data={"queue": "default"}, headers=headers)
+    assert answer.status_code == 503
+    assert "the change may not have been made" in answer.text
+    assert 'data-live="' not in answer.text
+    assert f'href="{back}">Back' in answer.text
+
+
+async def test_failed_action_leads_back_only_to_pages_of_the_dashboard(
+    valkey: Store, prefix: str
+) -> None:
+    async with filled(valkey, prefix) as (client, _):
+        for referer, back in (("/queue?queue=a", True), ("/queue/purge", False), ("", False)):
+            address = f"{client.base_url}{referer}" if referer else "https://other.example/queue"
+            headers, form = {**SAME, "Referer": address}, {"queue": "a/b c", "type": "x"}
+            answer = await client.post("/queue/pause", data=form, headers=headers)
+            assert answer.status_code == 400
+            assert (f'href="{referer}">Back' in answer.text) == back
+            assert 'data-live="' not in answer.text
+
+
+@pytest.mark.faults(17)
+async def test_action_that_takes_too_long_is_not_reported_as_undone(
+    own_store: Store, prefix: str
+) -> None:
+    async with filled(own_store, prefix, timeout=1.5) as (client, _):
+        own_store.kill()
+        answer = await client.post("/queue/resume", data={"queue": "default"}, headers=SAME)
+        assert answer.status_code == 504
+        assert "The change may not have been made" in answer.text
 
 
 async def test_charts_show_sampled_values(valkey: Store, prefix: str) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -47,7 +48,7 @@ from qsync.web import (
     types,
     waiting_tasks,
 )
-from qsync.web.auth import Auth, DenyAll, SignIn
+from qsync.web.auth import Auth, DenyAll, SignIn, root_of
 from qsync.web.error_scan import ErrorScanner
 from qsync.web.options import TIMEOUT_S, check_options, check_others
 from qsync.web.pages import Mask, Site, make_environment
@@ -352,6 +353,11 @@ def _failed(site: Site, request: Request, error: QsyncError) -> Response:
     if isinstance(error, StoreUnavailable):
         title, status = _("Cannot reach the store"), 503
         text = _("Retrying automatically… `qsync doctor` may show why.")
+        if request.method == "POST":
+            text = _(
+                "The store did not answer in time, so the change may not have been made. Go back and "
+                "check before you repeat it."
+            )
     elif isinstance(error, InvalidTask):
         title, status, text = _("Invalid request"), 400, written(phrase_of(error))
     elif isinstance(error, QueueFull):
@@ -371,7 +377,21 @@ def _failed(site: Site, request: Request, error: QsyncError) -> Response:
         text = _("See the log of the dashboard.")
     if status in (403, 502, 507):
         log.warning("%s: %s", request.method, error)
-    return site.page(request, "error", status=status, title=title, text=text)
+    back = _page_of_form(request) if request.method == "POST" else ""
+    return site.page(request, "error", status=status, title=title, text=text, back=back)
+
+
+def _page_of_form(request: Request) -> str:
+    """Return the path of the page with the form that was submitted; "" if it is not known.
+
+    A confirmation page has the path of an action, and so cannot be opened again.
+    """
+    address = urlsplit(request.headers.get("referer", ""))
+    root = root_of(request)
+    path = address.path.removeprefix(root)
+    if address.netloc != request.headers.get("host") or path not in VIEWS:
+        return ""
+    return f"{root}{path}" + (f"?{address.query}" if address.query else "")
 
 
 @contextlib.asynccontextmanager

@@ -154,6 +154,7 @@ class Site:
             flash=flash,
             page=name,
             here=_address(request),
+            is_form=request.method == "POST",
             **values,
         )
         response = HTMLResponse(text, status, {"Vary": VARY, "Content-Language": current().code})

@@ -115,6 +115,11 @@ class _Exchange:
             refusal = _too_large()
         except TimeoutError:
             text = _("The request took too long; the store may be slow. Try again.")
+            if request.method == "POST":
+                text = _(
+                    "The request took too long; the store may be slow. The change may not have been "
+                    "made: go back and check before you repeat it."
+                )
             refusal = _text(text, 504)
         except Exception:
             log.exception("%s %s", request.method, route_of(scope)[:80])
