@@ -287,7 +287,7 @@ async def test_unreachable_store_is_reported_in_time(own_store: Store, prefix: s
 
 @pytest.mark.faults(17)
 async def test_action_without_a_store_leads_back_to_its_form(own_store: Store, prefix: str) -> None:
-    """The page that answers a form does not refresh itself, because it has the path of an action."""
+    """The page that answers a form does not refresh itself: it has the path of an action."""
     async with filled(own_store, prefix, timeout=60) as (client, _):
         own_store.kill()
         back = "/queue?queue=default"

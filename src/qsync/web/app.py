@@ -355,8 +355,8 @@ def _failed(site: Site, request: Request, error: QsyncError) -> Response:
         text = _("Retrying automatically… `qsync doctor` may show why.")
         if request.method == "POST":
             text = _(
-                "The store did not answer in time, so the change may not have been made. Go back and "
-                "check before you repeat it."
+                "The store did not answer in time, so the change may not have been made. Go back "
+                "and check before you repeat it."
             )
     elif isinstance(error, InvalidTask):
         title, status, text = _("Invalid request"), 400, written(phrase_of(error))

@@ -117,8 +117,8 @@ class _Exchange:
             text = _("The request took too long; the store may be slow. Try again.")
             if request.method == "POST":
                 text = _(
-                    "The request took too long; the store may be slow. The change may not have been "
-                    "made: go back and check before you repeat it."
+                    "The request took too long; the store may be slow. The change may not have "
+                    "been made: go back and check before you repeat it."
                 )
             refusal = _text(text, 504)
         except Exception:
