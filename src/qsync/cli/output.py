@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from qsync.cli.column_widths import PADDING, ColumnSize, fit_columns
 from qsync.state import TaskState
 from qsync.worker.logs import escape
 
 if TYPE_CHECKING:  # rich is slow to import, and --json does not need it
     from rich.console import Console, RenderableType
     from rich.table import Table
-
-PADDING: Final = 2
-MIN_WIDTH: Final = 8
-"""Minimum width to which a column shrinks, in characters."""
 
 UNLIMITED: Final = 1_000_000
 """Width of a table that is not printed to a terminal; wide enough to cut nothing."""
@@ -40,7 +37,7 @@ _BEYOND_ASCII: Final = re.compile(r"[^\n -~]")
 
 
 class Column(NamedTuple):
-    """A column of a table. On a narrow terminal, only columns with `shrink` are cut."""
+    """A column of a table. On a narrow terminal, only cells of columns with `shrink` are cut."""
 
     name: str
     right: bool = False
@@ -120,15 +117,18 @@ def escaped_lines(text: str) -> list[str]:
 def print_table(columns: Sequence[Column], rows: Sequence[Row], *, whole: bool = False) -> None:
     """Print the rows, one line each; print nothing if there are none.
 
-    Cells are cut to fit the table into the width of the terminal. Nothing is cut if `whole` is true
-    or standard output is not a terminal.
+    Columns are cut or left out to fit the table into the width of the terminal, as described in
+    `column_widths`. Nothing is cut if `whole` is true or standard output is not a terminal.
     """
     if not rows:
         return
     out = console()
-    if whole or not out.is_terminal:
-        out.width = UNLIMITED
-    print_raw(render(out, table(columns, rows)))
+    width = None if whole or not out.is_terminal else out.width
+    out.width = UNLIMITED
+    print_raw(render(out, table(columns, rows, width)))
+    left_out = hidden_columns(columns, rows, width)
+    if left_out:
+        print_line(f"Not shown on this narrow terminal: {', '.join(left_out)}.")
 
 
 def console() -> Console:
@@ -145,27 +145,51 @@ def render(out: Console, renderable: RenderableType, *, soft_wrap: bool = False)
     return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n"))
 
 
-def table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
-    """Return the rows as a table that a console can print."""
-    from rich.cells import cell_len
+def table(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> Table:
+    """Return the rows as a table that a console can print; None as width cuts nothing."""
+    shown = _shown_widths(columns, rows, width)
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, padding=(0, PADDING, 0, 0), pad_edge=False, header_style="bold")
-    texts = [[_text(cell) for cell in row] for row in rows]
-    for index, column in enumerate(columns):
-        widths = [cell_len(column.name), *(row[index].cell_len for row in texts)]
-        widest = max(widths)
+    for index, characters in shown.items():
         grid.add_column(
-            Text(column.name, no_wrap=True),
-            justify="right" if column.right else "left",
-            no_wrap=not column.shrink,
-            min_width=min(widest, max(MIN_WIDTH, widths[0])) if column.shrink else widest,
-            max_width=widest,
+            Text(columns[index].name, no_wrap=True, overflow="ellipsis"),
+            justify="right" if columns[index].right else "left",
+            no_wrap=True,
+            width=characters,
         )
-    for row in texts:
-        grid.add_row(*row)
+    for row in rows:
+        grid.add_row(*(_text(row[index]) for index in shown))
     return grid
+
+
+def hidden_columns(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[str]:
+    """Return the headings of the columns that are left out at a width."""
+    shown = _shown_widths(columns, rows, width)
+    return [
+        column.name for index, column in enumerate(columns) if index not in shown and column.name
+    ]
+
+
+def _shown_widths(
+    columns: Sequence[Column], rows: Sequence[Row], width: int | None
+) -> dict[int, int]:
+    """Return the widths of the columns that fit into a width, by index."""
+    from rich.cells import cell_len
+
+    sizes = []
+    for index, column in enumerate(columns):
+        texts = [_text(row[index]) for row in rows]
+        sizes.append(
+            ColumnSize(
+                heading=cell_len(column.name),
+                cells=max((text.cell_len for text in texts), default=0),
+                shrink=column.shrink,
+                is_empty=all(text.plain in ("", "0") for text in texts),
+            )
+        )
+    return fit_columns(sizes, UNLIMITED if width is None else width)
 
 
 def _text(cell: str | Cell) -> Any:

@@ -72,7 +72,7 @@ def top(
             else:
                 if not out.is_terminal:
                     out.width = WIDTH
-                print_raw(render(out, model.frame(None)))
+                print_raw(render(out, model.frame(None, out.width)))
 
 
 async def _read_twice(model: TopModel) -> None:
@@ -92,7 +92,7 @@ def _watch(session: StoreSession, model: TopModel, out: Console, interval: float
                     await model.read()
                 except StoreUnavailable as error:  # show the error until the store is back
                     model.trouble = str(error)
-                live.update(model.frame(out.height), refresh=True)
+                live.update(model.frame(out.height, out.width), refresh=True)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(interval):
                         await keys.pressed.wait()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
+from qsync.cli.column_widths import PADDING
 from qsync.cli.output import Column, Row, table
 from qsync.cli.queue_tables import queue_cells, shown_states
 from qsync.cli.servers import SERVER_COLUMNS, server_row
@@ -125,8 +126,11 @@ class TopModel:
             "running": self._running,
         }
 
-    def frame(self, height: int | None) -> RenderableType:
-        """Return the view, limited to a number of lines; None means no limit."""
+    def frame(self, height: int | None, width: int) -> RenderableType:
+        """Return the view for a width in characters.
+
+        The view is limited to `height` lines; None means no limit.
+        """
         from rich.console import Group
         from rich.text import Text
 
@@ -144,7 +148,7 @@ class TopModel:
             if not rows:
                 parts.append(Text(if_empty, "dim"))
             elif lines:
-                parts.append(table(columns, rows[:lines]))
+                parts.append(table(columns, rows[:lines], width - PADDING))
         return Group(*parts)
 
     def _title(self) -> str:
