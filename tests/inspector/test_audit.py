@@ -619,6 +619,10 @@ def test_audit_command_reports_and_repairs(binary: Binary, monkeypatch: pytest.M
         assert damage == {"kind": "no state", "queue": "queue", "id": "other", "lock": ""}
         mended = runner.invoke(app, ["doctor", "--audit", "--queue", "queue", "--repair"])
         assert (mended.exit_code, "repaired: no state, 1" in mended.stdout) == (0, True)
+        for words in ([], ["--repair"], ["--json"]):
+            typo = runner.invoke(app, ["doctor", "--audit", "--queue", "quue", *words])
+            assert (typo.exit_code, typo.stdout) == (1, "")
+            assert "there is no queue quue; did you mean queue?" in typo.stderr
         left = runner.invoke(app, ["doctor", "--audit", "--repair", "--json"])
         assert left.exit_code == 1
         assert [one["kind"] for one in json.loads(left.stdout)["left"]] == ["stray key"]

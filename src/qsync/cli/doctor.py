@@ -16,10 +16,11 @@ from qsync.broker.aio import AsyncBroker
 from qsync.cli.command import NOT_DONE, USAGE, exit_with
 from qsync.cli.options import Json, OnlyQueue, StoreOptions
 from qsync.cli.output import print_json, print_line
-from qsync.cli.store import connections_of
+from qsync.cli.store import connections_of, exit_unknown_queue
 from qsync.diagnostics.audit import MEANINGS, Auditor, Damage, Kind, Report
 from qsync.diagnostics.doctor import Doctor, Finding, Level
 from qsync.errors import QsyncError
+from qsync.inspector import Inspector
 from qsync.keys import check_name
 from qsync.worker.logs import escape
 
@@ -104,6 +105,8 @@ async def _audit(
     try:
         auditor = Auditor(broker, prefix=prefix)
         report = await auditor.audit(queue)
+        if queue is not None and not (report.ids or report.damages or report.unknown):
+            await _check_queue(Inspector(broker, prefix=prefix), queue)
         mended: Counter[Kind] = Counter()
         after = report
         if repair and report.damages:
@@ -121,6 +124,12 @@ async def _audit(
     else:
         _print_report(report, mended, after, repair=repair)
     return not after.damages and not after.truncated
+
+
+async def _check_queue(inspector: Inspector, queue: str) -> None:
+    """Exit if there is no queue with this name."""
+    if queue not in await inspector.queue_names():
+        await exit_unknown_queue(inspector, queue)
 
 
 def _print_finding(finding: Finding) -> None:
