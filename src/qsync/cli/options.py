@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from qsync.cli import completion
+from qsync.cli.clock_gap import clock_gap
 from qsync.cli.command import USAGE, argument, exit_with, option
 from qsync.connections import PREFIX, URL
 from qsync.errors import InvalidTask
@@ -137,11 +138,19 @@ def duration_of(text: str) -> float:
 def moment_of(text: str) -> datetime:
     """Parse an ISO 8601 time; without an offset, the time is in the local time zone."""
     try:
-        return datetime.fromisoformat(text).astimezone()
+        time = datetime.fromisoformat(text)
+        gap = clock_gap(time) if time.tzinfo is None else None
+        moment = time.astimezone()
     except (ValueError, OverflowError):
         raise typer.BadParameter(
             f"{text!r} is not a time; write 2026-12-01T08:00 or 2026-12-01T08:00+01:00"
         ) from None
+    if gap is not None:
+        raise typer.BadParameter(
+            f"{text!r} does not exist in your time zone: clocks are put forward from "
+            f"{gap[0]:%H:%M} to {gap[1]:%H:%M}; choose another time"
+        )
+    return moment
 
 
 def column_of(names: Collection[str]) -> Callable[[str], str]:
