@@ -127,7 +127,9 @@ def test_forged_task_is_found_and_store_is_left_clean(tmp_path: Path, valkey: St
     assert "Something is wrong" in out
     assert not in_folder(tmp_path)
     with valkey.client() as client:
-        left = {key.decode().rpartition(":")[2] for key in client.keys("*qsync-demo-*")}
+        keys = client.keys("*qsync-demo-*")
+        left = {key.decode().rpartition(":")[2] for key in keys}
+        assert [key for key in keys if client.ttl(key) == -1] == []
     of_queues = {
         "calls",
         "events",

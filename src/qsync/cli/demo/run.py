@@ -20,10 +20,13 @@ from typing import Final
 from rich.console import Console
 
 import qsync
+from qsync.broker import operator_ops, registry_ops
+from qsync.broker.aio import AsyncBroker
 from qsync.cli.demo import tasks
 from qsync.cli.demo.account import DemoError, Ledger, Screen, ServerNotes, Summary, account
 from qsync.client import AsyncClient
 from qsync.errors import TaskCancelled, TaskFailed
+from qsync.keys import GlobalKeys, QueueKeys
 from qsync.state import STORED, UNFINISHED, TaskState
 from qsync.task import Task
 
@@ -312,10 +315,19 @@ class Run:
         ledger.digests = dict(zip(offsets, digests, strict=True))
 
     async def _clean_up(self) -> None:
-        """Delete the demo's data from a store that the user chose."""
-        inspector = self._inspector
-        for queue in QUEUES:
-            for state in set(STORED) - {TaskState.ACTIVE}:
-                async for _ in inspector.steps(inspector.purge, queue, state):
-                    pass
-            await inspector.forget(queue, force=True)
+        """Delete the demo's data from a store that the user chose.
+
+        `Inspector.forget` would record the deletions under a key that nothing deletes.
+        """
+        inspector, prefix = self._inspector, tasks.app.prefix
+        broker = AsyncBroker(tasks.app._connections.address, connections=1)
+        try:
+            for queue in QUEUES:
+                for state in set(STORED) - {TaskState.ACTIVE}:
+                    async for _ in inspector.steps(inspector.purge, queue, state):
+                        pass
+                keys = QueueKeys(prefix, queue)
+                await broker.run(operator_ops.delete_queue(keys, force=True))
+            await broker.run(registry_ops.unregister(GlobalKeys(prefix), QUEUES))
+        finally:
+            await broker.aclose()
