@@ -67,6 +67,7 @@ def test_a_growing_queue(live: Live, operator: Operator) -> None:
 
 def test_a_poison_task_that_kills_processes(live: Live, operator: Operator) -> None:
     live.do(poison(live.url, live.prefix, Task("thumbnail", id="evil"), queue="images"))
+    assert live.ok("dead", "list").out.count("crashed") == 1
     listed = operator.types("errors -o jsonl").json
     assert (listed["error"], listed["type"]) == ("crashed", "thumbnail")
     assert "evil" in operator.types(f"errors show {listed['id']}").out

@@ -231,6 +231,9 @@ def _note(row: TaskRow) -> str:
     notes = [crashes] if row.crashes else []
     if row.priority != NORMAL_PRIORITY:
         notes.insert(0, f"priority {row.priority}")
+    # The error of a task that died of its crashes says how often it crashed.
+    if row.error == f"crashed {row.crashes} times":
+        notes.remove(crashes)
     if row.error:
         notes.append(row.error)
     return "; ".join(notes)
