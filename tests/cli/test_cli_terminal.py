@@ -140,8 +140,14 @@ def test_destructive_command_asks_first(
             assert "Nothing was changed." in terminal.seen
         with Terminal(live, *words) as terminal:
             terminal.shows(question)
-            assert terminal.interrupted() in (1, 130)
+            assert terminal.interrupted() == 130
             assert "Traceback" not in terminal.seen
+            assert "Nothing was changed." in terminal.seen
+        with Terminal(live, *words) as terminal:
+            terminal.shows(question)
+            terminal.type("\x04")  # Ctrl-D
+            assert terminal.ends() == 1
+            assert "Nothing was changed." in terminal.seen
         assert [live.state(f"d{n}") for n in range(3)] == ["dead"] * 3
         with Terminal(live, *words) as terminal:
             terminal.shows(question)

@@ -11,7 +11,7 @@ from typing import Final, Self
 
 import typer
 
-from qsync.cli.command import NOT_DONE, USAGE, exit_with
+from qsync.cli.command import INTERRUPTED, NOT_DONE, USAGE, exit_with
 
 TERMINAL_INTERVAL_S: Final = 0.1
 """Minimum time between two progress messages on a terminal, in seconds."""
@@ -26,9 +26,16 @@ def confirm(question: str, *, yes: bool, effect: str = "deletes data") -> None:
         return
     if not sys.stdin.isatty():
         exit_with(f"this {effect} and there is no terminal to confirm: add --yes", USAGE)
-    if not typer.confirm(question, err=True):
-        typer.echo("Nothing was changed.", err=True)
-        raise typer.Exit(NOT_DONE)
+    code = NOT_DONE
+    try:
+        if typer.confirm(question, err=True):
+            return
+    except typer.Abort as aborted:  # Ctrl-C, or Ctrl-D, which declines
+        typer.echo("", err=True)
+        if isinstance(aborted.__context__, KeyboardInterrupt):
+            code = INTERRUPTED
+    typer.echo("Nothing was changed.", err=True)
+    raise typer.Exit(code)
 
 
 class ProgressLine:
