@@ -110,7 +110,12 @@ def bounds_of(
 ) -> Bounds:
     """Return the checked bounds. InvalidTask names the field that is wrong."""
     if when_full not in get_args(WhenFull):
-        raise InvalidTask(f"when_full: {shorten(when_full)} is neither 'raise' nor 'drop_oldest'")
+        raise InvalidTask(
+            phrase(
+                "when_full: %(value)s is neither 'raise' nor 'drop_oldest'",
+                value=shorten(when_full),
+            )
+        )
     return Bounds(
         max_tasks=_bound("max_tasks", max_tasks),
         max_bytes=_bound("max_bytes", max_bytes),

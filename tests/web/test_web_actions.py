@@ -80,6 +80,10 @@ async def test_a_queue_is_paused_resumed_and_purged(store: Store, prefix: str) -
         assert (await web.queue()).states["pending"] == 3, "nothing is done before the confirmation"
         assert said(await web.press(asked, "Delete 3 tasks")) == "3 tasks deleted."
         assert (await web.queue()).states["pending"] == 0
+        form = {"queue": "default", "state": "active"}
+        refused = await web.client.post("/queue/purge", data=form, headers=SAME)
+        assert refused.status_code == 400
+        assert "active tasks are running; cancel them instead" in refused.text
         for path in ("/queue?queue=default", "/events", "/events?queue=default&action=queue"):
             text = (await web.client.get(path)).text
             table = text[text.index("Of what</th>") :]
@@ -357,6 +361,8 @@ async def test_bounds_and_weights_are_set_and_reset(valkey: Store, prefix: str) 
         assert "is full: 1 of 1 waiting task" in overview
         page = await web.send("/queue/bounds", queue="default", max_tasks="many")
         assert "max_tasks: &#39;many&#39; is not a whole number" in page
+        page = await web.send("/queue/bounds", queue="default", when_full="foo")
+        assert "when_full: &#39;foo&#39; is neither" in page
         page = await web.send("/queue/bounds", queue="default", max_bytes="big")
         assert "is not a size" in page
         await web.press(page, "Reset to the program")

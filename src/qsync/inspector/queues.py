@@ -50,6 +50,24 @@ def purged_with(state: TaskState, states: Mapping[TaskState, int]) -> tuple[str,
     return name, states.get(state, 0) + cancelled
 
 
+def check_purged(state: str) -> TaskState:
+    """Return the state if its tasks can be purged. Raise InvalidTask otherwise."""
+    checked = check_state(state)
+    if checked is TaskState.CANCELLED:
+        raise InvalidTask(
+            phrase(
+                "state: %(state)s tasks cannot be purged separately, since they are stored "
+                "with completed ones; purge 'completed' to delete both",
+                state=str(state),
+            )
+        )
+    if checked not in PURGED:
+        raise InvalidTask(
+            phrase("state: %(state)s tasks are running; cancel them instead", state=str(state))
+        )
+    return checked
+
+
 class _QueuesMixin(_LiveServersMixin):
     """Operations on queues."""
 
@@ -152,19 +170,7 @@ class _QueuesMixin(_LiveServersMixin):
         the state after the first step are not deleted. A step blocks the store for at most a few
         milliseconds. Raises InvalidTask for `active`; cancel running tasks instead.
         """
-        checked, place = check_state(state), read_cursor(cursor)
-        if checked is TaskState.CANCELLED:
-            raise InvalidTask(
-                phrase(
-                    "state: %(state)s tasks cannot be purged separately, since they are stored "
-                    "with completed ones; purge 'completed' to delete both",
-                    state=str(state),
-                )
-            )
-        if checked not in PURGED:
-            raise InvalidTask(
-                phrase("state: %(state)s tasks are running; cancel them instead", state=str(state))
-            )
+        checked, place = check_purged(state), read_cursor(cursor)
         last = None if place is None else place.place
         key = place.action if place is not None and place.action else new_key()
         event = self._actor.event("queue.purge", detail=checked, key=key)

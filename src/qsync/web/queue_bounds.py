@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import TYPE_CHECKING, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qsync.bounds import WhenFull
 from qsync.errors import InvalidTask
 from qsync.phrase import phrase_of, within
 from qsync.web.pages import Site
@@ -16,16 +15,18 @@ from qsync.web.queues import no_queue
 from qsync.web.translation import _
 from qsync.worker.child_limits import size_of
 
+if TYPE_CHECKING:
+    from qsync.bounds import WhenFull
+
 
 async def set_bounds(site: Site, request: Request) -> Response:
     """Set the bounds of a queue; an empty field means no bound."""
     form = await site.form(request)
     name, when = form.text("queue"), form.text("when_full")
-    when_full: WhenFull = "drop_oldest" if when == get_args(WhenFull)[1] else "raise"
     try:
         change = await site.acting(request).set_bounds(
             name, max_tasks=_count(form.text("max_tasks")), max_bytes=_size(form.text("max_bytes")),
-            when_full=when_full,
+            when_full=cast("WhenFull", when or "raise"),  # set_bounds checks it
         )  # fmt: skip
     except InvalidTask as error:
         return site.go(request, "/queue", phrase_of(error), good=False, queue=name)

@@ -9,7 +9,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qsync.inspector.queues import PURGED, purged_with
+from qsync.inspector.queues import PURGED, check_purged, purged_with
 from qsync.inspector.search_query import term_of
 from qsync.state import TaskState
 from qsync.web import bulk_actions
@@ -117,6 +117,7 @@ async def purge(site: Site, request: Request) -> Response:
     """Delete all tasks in a state, after confirmation."""
     form = await site.form(request)
     selection = selection_of(form)
+    check_purged(selection.state)
     if form.text("sure") != "yes":
         info = await site.inspector.queue(selection.queue)
         state_name, number = purged_with(selection.state, info.states if info else {})
