@@ -128,6 +128,8 @@ def test_bounds_are_set_shown_and_reset(live: Live) -> None:
     target = live.ok("queue", "set", "default", "--latency-target", "30s").out
     assert target == "default: latency target 30 s\n"
     assert live.ok("queue", "show", "default", "--json").json["latency_target"] == 30
+    zero = live.refused("queue", "set", "default", "--latency-target", "0", code=2)
+    assert "'0' is no time; write a duration such as 30s, or none" in zero
     none = live.ok("queue", "set", "default", "--latency-target", "none").out
     assert none == "default: no latency target\n"
     assert "use --max-tasks" in live.refused("queue", "set", "default", code=2)

@@ -65,7 +65,11 @@ Full = Annotated[WhenFull | None, option(
 
 def target_of(text: str) -> float:
     """Parse a latency target into seconds; return 0 for `none`."""
-    return 0.0 if text == NONE else duration_of(text)
+    if text == NONE:
+        return 0.0
+    if not (seconds := duration_of(text)):
+        raise typer.BadParameter(f"{text!r} is no time; write a duration such as 30s, or {NONE}")
+    return seconds
 
 
 Target = Annotated[float | None, option(
