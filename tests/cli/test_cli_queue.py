@@ -33,6 +33,8 @@ def test_a_queue_is_paused_emptied_and_resumed(live: Live) -> None:
     listed = live.ok("queue", "list").out
     assert "paused" in listed
     assert "the provider is down" in listed
+    live.ok("queue", "pause", "default")  # keeps the reason
+    assert queue_of(live)["paused"]["why"] == "the provider is down"
     # Without a terminal there is no confirmation, so nothing is deleted.
     live.refused("queue", "purge", "default", "--state", "pending", code=2)
     assert sum(queue_of(live)["states"].values()) == 5
@@ -47,6 +49,7 @@ def test_a_queue_is_paused_emptied_and_resumed(live: Live) -> None:
     assert [(e["action"], e["number"], e["detail"]) for e in found] == [
         ("queue.resume", 1, ""),
         ("queue.purge", 2, "pending"),
+        ("queue.pause", 1, ""),
         ("queue.pause", 1, "the provider is down"),
     ]
     assert all("@" in event["by"] for event in found)

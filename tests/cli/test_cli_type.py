@@ -44,6 +44,21 @@ def test_type_is_paused_and_resumed_while_servers_run(live: Live) -> None:
         live.ok("task", "cancel", id)
 
 
+def test_pause_of_an_unknown_type_says_so_and_a_second_pause_keeps_the_reason(live: Live) -> None:
+    live.enqueue(Task("note"))
+    typo = live.run("type", "pause", "nota", "--why", "the provider is down", "--by", "ann")
+    assert (typo.code, typo.out) == (0, "nota: paused in queue default\n")
+    assert typo.err == (
+        "note: queue default has had no task of type nota yet; did you mean note?\n"
+    )
+    assert live.run("type", "pause", "nota", "--by", "bob").err == ""
+    [paused] = live.do(live.inspector.paused_types())
+    assert (paused.pause.by, paused.pause.why) == ("ann", "the provider is down")
+    live.ok("type", "pause", "nota", "--by", "bob", "--why", "still down")
+    [paused] = live.do(live.inspector.paused_types())
+    assert (paused.pause.by, paused.pause.why) == ("bob", "still down")
+
+
 def test_types_are_listed_and_shown_with_their_figures(live: Live) -> None:
     assert live.ok("types", "-o", "json").json == []
     live.enqueue(*[Task("note")] * 3, Task("bill", b"nobody", retry=0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Final
 
@@ -29,12 +30,13 @@ from qsync.cli.output import (
 )
 from qsync.cli.prompts import current_user
 from qsync.cli.queue_tables import pause_note
-from qsync.cli.store import check_queue, exit_unknown_queue, open_store
+from qsync.cli.store import StoreSession, check_queue, exit_unknown_queue, open_store
 from qsync.formatting import duration, local_time, plural
 from qsync.inspector import Period, RunStats, ServerStart, SlowTask, TypeInfo, TypeList, TypeStats
 from qsync.inspector.slow_tasks import SLOW_TASKS_READ
 from qsync.inspector.type_values import PERIODS
 from qsync.inspector.types import LISTED_PERIODS
+from qsync.worker.logs import escape
 
 HELP: Final = "List, show, pause and resume task types. Without a command, list them."
 
@@ -256,13 +258,26 @@ def pause(
         if dry_run:
             session.run(check_queue(session.inspector, queue))
         else:
+            note = _unknown_note(session, name, queue)
             pausing = session.inspector.pause_type(name, queue=queue, by=author, why=why)
             if not session.run(pausing).ok:
                 session.run(exit_unknown_queue(session.inspector, queue))
+            if note:
+                typer.echo(escape(note), err=True)
     if as_json:
         print_json({"queue": queue, "type": name, "outcome": "done", "dry_run": dry_run})
     else:
         print_line(f"{name}: {'would be ' if dry_run else ''}paused in queue {queue}")
+
+
+def _unknown_note(session: StoreSession, name: str, queue: str) -> str:
+    """Return a note if no task of the type is known in the queue; "" otherwise."""
+    known = [info.type for info in session.run(session.inspector.types(queue)).types]
+    if name in known:
+        return ""
+    close = difflib.get_close_matches(name, known, 1)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    return f"note: queue {queue} has had no task of type {name} yet{meant}"
 
 
 @type_.command()

@@ -146,14 +146,17 @@ class _QueuesMixin(_LiveServersMixin):
         """Pause a queue: start no more of its tasks until `resume`, even after restarts.
 
         Running tasks continue, and tasks that a server has already fetched may still start within a
-        second. If the queue is already paused, the outcome is `done` too: `by` and `why` are
-        replaced, and the pause keeps its start time.
+        second. If the queue is already paused, the outcome is `done` too: the pause keeps its start
+        time, and `by` and `why` are replaced unless `why` is empty.
         """
         keys = self._keys(queue)
         if not await self._is_queue(queue):
             return Change(outcome="not_found")
         event = self._actor.event("queue.pause", detail=why, by=by)
-        call = operator_ops.pause(keys, note_of(by or self._actor.by, why))
+        note = note_of(by or self._actor.by, why)
+        if not why:
+            note = (await self._broker.run(views.overview(keys))).pause_note or note
+        call = operator_ops.pause(keys, note)
         await self._broker.run(recorded(call, event))
         return Change(outcome="done")
 

@@ -187,16 +187,21 @@ class _TypesMixin(Base):
 
         Pending tasks of the type are set aside (state `limited`) when servers reach them, so that
         tasks of other types run. Running tasks continue, and tasks that a server has already
-        fetched may still start. If the type is already paused, the outcome is `done` too: `by` and
-        `why` are replaced, and the pause keeps its start time. From then on the queue has layout 2,
-        and servers of versions without flow control stop serving it. Raises InvalidTask when 100
-        other types of the queue are paused; in that case, pause the queue instead.
+        fetched may still start. If the type is already paused, the outcome is `done` too: the pause
+        keeps its start time, and `by` and `why` are replaced unless `why` is empty. From then on
+        the queue has layout 2, and servers of versions without flow control stop serving it. Raises
+        InvalidTask when 100 other types of the queue are paused; in that case, pause the queue
+        instead.
         """
         keys = self._keys(queue)
         check_type(type)
         if not await self._is_queue(queue):
             return Change(outcome="not_found")
-        call = type_ops.pause_type(keys, type, note_of(by or self._actor.by, why))
+        note = note_of(by or self._actor.by, why)
+        if not why:
+            stored = await self._broker.run(type_ops.paused_types(keys))
+            note = next((each.note for each in stored if each.type == type), note)
+        call = type_ops.pause_type(keys, type, note)
         event = self._actor.event("type.pause", type, why, by=by)
         if await self._broker.run(recorded(call, event)) is None:
             raise InvalidTask(
