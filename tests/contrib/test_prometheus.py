@@ -333,6 +333,7 @@ def test_unreachable_store_is_reported_as_a_metric(prefix: str) -> None:
     app, registry = Qsync("redis://127.0.0.1:1", prefix=prefix, patience=0.1), CollectorRegistry()
     registry.register(StoreCollector(app))
     assert registry.get_sample_value("qsync_store_up") == 0
+    assert registry.get_sample_value("qsync_servers") is None, "the number is not known"
     app.close()
 
 

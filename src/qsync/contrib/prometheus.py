@@ -328,9 +328,9 @@ def store_metrics(
             family.add_metric([name], sum(info.counters.get(counter, 0) for info in infos))
     return [
         _gauge("qsync_store_up", "1 while the store answers.", int(overview is not None)),
-        _gauge(
+        _optional_gauge(
             "qsync_servers", "Live worker processes (per store).",
-            len(overview.servers) if overview else 0,
+            len(overview.servers) if overview else None,
         ),
         _optional_gauge(
             "qsync_store_latency_seconds", "Duration of a round trip to the store.", latency
