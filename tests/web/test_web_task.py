@@ -80,3 +80,15 @@ async def test_an_attempt_names_the_operator_who_retried_it(valkey: Store, prefi
             assert shown.count("ValueError: bang") == 2, (
                 "the error is in the sentence and in the traceback"
             )
+
+
+async def test_explanation_marks_its_times_for_the_time_zone_of_the_reader(
+    valkey: Store, prefix: str
+) -> None:
+    async with bed(valkey.url, prefix) as made:
+        await made.enqueue(Task("t", id="later", delay=3600))
+        async with create_app(made.inspector, auth="host") as app, visiting(app) as client:
+            text = (await client.get("/task?id=later")).text
+    [explained] = re.findall(r'<p class="explain">(.*?)</p>', text)
+    time = r'<time datetime="\S+\+00:00" title="\S+ \S+ UTC" data-local>\S+ \S+ UTC</time>'
+    assert re.search(rf"^Scheduled for {time}", explained)

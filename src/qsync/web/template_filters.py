@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Final
 
 from markupsafe import Markup, escape
@@ -73,6 +74,29 @@ def ngettext(one: str, many: str, number: int, /, **values: Any) -> Markup:
     return _markup(current().catalogue.ngettext(one, many, number), {"num": number, **values})
 
 
+def with_times(value: Phrase) -> Markup:
+    """Translate a phrase; the page's script shows its times in the reader's time zone."""
+    catalogue, values = current().catalogue, value.values
+    if value.plural is None:
+        text = catalogue.gettext(value.template)
+    else:
+        text = catalogue.ngettext(value.template, value.plural, value.number)
+        values = {"num": value.number, **values}
+    return Markup(filled(escape(text), values, _escaped_with_times))  # noqa: S704 - all is escaped
+
+
+def _escaped_with_times(value: Any) -> str:
+    match value:
+        case Phrase():
+            return with_times(value)
+        case datetime():
+            return Markup('<time datetime="{}" title="{}" data-local>{}</time>').format(
+                value.isoformat(), translation.utc(value), translation.utc(value)
+            )
+        case _:
+            return _escaped(value)
+
+
 def _markup(text: str, values: dict[str, Any]) -> Markup:
     """Fill in the values of a translated string; the values are escaped like all output."""
     if "<" not in text:  # a template may put the text into an HTML attribute
@@ -105,6 +129,7 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "seconds": translation.seconds,
     "size": translation.size,
     "utc": translation.utc,
+    "with_times": with_times,
     "relative": translation.relative,
     "percent": translation.percent,
     "number": translation.written,
