@@ -94,6 +94,7 @@ def test_a_schedule_is_triggered_paused_and_resumed(nightly: Live) -> None:
     assert live.ok("schedule", "pause", "night", "--why", "the books", "--by", "ann").out == (
         "night: paused\n"
     )
+    live.ok("schedule", "pause", "night", "--by", "bob")  # keeps the reason
     shown = live.ok("schedule", "list").out
     assert "night: paused by ann" in shown
     assert ": the books\n" in shown

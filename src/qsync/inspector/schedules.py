@@ -191,9 +191,13 @@ class _SchedulesMixin(Base):
         """Pause a schedule: skip its ticks until `resume_schedule`.
 
         The pause survives restarts. If the schedule is already paused, the outcome is `done` too:
-        `by` and `why` are replaced, and the pause keeps its start time.
+        the pause keeps its start time, and `by` and `why` are replaced unless `why` is empty.
         """
         note = note_of(by or self._actor.by, why)
+        if not why:
+            shown = await self.schedule(name, queue=queue)
+            if shown is not None and shown.paused is not None:
+                note = note_of(shown.paused.by, shown.paused.why)
         call = program_schedule_ops.pause_schedule(self._keys(queue), name, note)
         event = self._actor.event("schedule.pause", name, why, by=by)
         changed = await self._broker.run(recorded(call, event))
