@@ -131,6 +131,15 @@ async def test_queues_without_a_server_do_not_hide_dead_tasks(valkey: Store, pre
     assert "Acknowledge</button>" in text
 
 
+async def test_suggested_command_serves_a_queue_whose_name_begins_with_a_hyphen(
+    valkey: Store, prefix: str
+) -> None:
+    async with bed(valkey.url, prefix) as made:
+        await made.enqueue(Task("mail"), queue="--help")
+        async with create_app(made.inspector, auth="host") as app, visiting(app) as client:
+            assert "MODULE:APP --queues=--help=1<" in (await client.get("/queue?queue=--help")).text
+
+
 async def died_until_acknowledged(made: Bed) -> None:
     """Dead tasks are listed as a problem until an operator acknowledges them."""
     options: dict[str, Any] = {"auth": "host", "read_only": False}

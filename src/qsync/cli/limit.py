@@ -24,6 +24,7 @@ from qsync.cli.options import (
 )
 from qsync.cli.output import Cell, Column, Row, print_facts, print_json, print_line, print_table
 from qsync.cli.prompts import current_user
+from qsync.cli.shell_words import shell_command
 from qsync.cli.store import StoreSession, check_queue, open_store
 from qsync.errors import InvalidTask
 from qsync.formatting import local_time, plural, relative
@@ -101,7 +102,8 @@ def list_limits(
                     session.run(check_queue(session.inspector, queue))
                     print_line(f"Queue {queue} has no limits.")
                 if page.cursor:
-                    print_line(f"More: qsync limit list {queue} --cursor {page.cursor}")
+                    more = shell_command("limit list", queue, cursor=page.cursor)
+                    print_line(f"More: {more}")
 
             document = msgspec.structs.replace(page, limits=limits)
             output.print_rows(limits, print_table, document)

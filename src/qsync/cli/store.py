@@ -26,6 +26,7 @@ from qsync.cli.command import (
 )
 from qsync.cli.options import StoreOptions
 from qsync.cli.prompts import current_user
+from qsync.cli.shell_words import shell_command
 from qsync.connections import PREFIX, URL, Connections
 from qsync.errors import (
     ConfigError,
@@ -164,7 +165,7 @@ def _explain(error: QsyncError) -> tuple[str, int]:
     if isinstance(error, InvalidTask):
         return text, USAGE
     if isinstance(error, DuplicateTask):
-        return f"{text}: `qsync task show {error.id} --queue {error.queue}`", NOT_DONE
+        return f"{text}: `{shell_command('task show', error.id, queue=error.queue)}`", NOT_DONE
     if isinstance(error, SchemaMismatch | TaskNotFound):
         return text, NOT_DONE
     if not isinstance(error, ConfigError):
