@@ -21,7 +21,7 @@ MAX_QUEUES: Final = 10
 """Maximum number of queues whose errors and paused types are read."""
 
 
-class Problem(msgspec.Struct, frozen=True):
+class QueueProblem(msgspec.Struct, frozen=True):
     """A problem of a queue that needs attention, and the command that shows more or repairs it."""
 
     queue: str
@@ -56,9 +56,9 @@ async def _paused_types_of(
     return [(name, each) for name in limited for each in await inspector.paused_types(name)]
 
 
-def print_problems(problems: Sequence[Problem]) -> None:
+def print_problems(problems: Sequence[QueueProblem]) -> None:
     """Print each problem with the command that shows more, a few problems of each kind."""
-    kinds: dict[str, list[Problem]] = {}
+    kinds: dict[str, list[QueueProblem]] = {}
     for problem in problems:
         kinds.setdefault(problem.kind, []).append(problem)
     if kinds:
@@ -72,7 +72,7 @@ def print_problems(problems: Sequence[Problem]) -> None:
             )
 
 
-async def read_problems(inspector: Inspector, queues: Sequence[QueueInfo]) -> list[Problem]:
+async def read_problems(inspector: Inspector, queues: Sequence[QueueInfo]) -> list[QueueProblem]:
     """Return the problems of these queues that need attention, the most urgent kind first."""
     fleet = await inspector.fleet()
     missed = await inspector.missed_runs([info.name for info in queues])
@@ -85,9 +85,9 @@ async def read_problems(inspector: Inspector, queues: Sequence[QueueInfo]) -> li
     ]
 
 
-def _without_server(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
+def _without_server(queues: Sequence[QueueInfo], fleet: Fleet) -> list[QueueProblem]:
     return [
-        Problem(
+        QueueProblem(
             info.name,
             "no server",
             "no running server takes its tasks",
@@ -98,10 +98,10 @@ def _without_server(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
     ]
 
 
-def _of_servers(names: Set[str], fleet: Fleet) -> list[Problem]:
+def _of_servers(names: Set[str], fleet: Fleet) -> list[QueueProblem]:
     """Return the types without a handler and the long runs of these queues."""
     unknown = [
-        Problem(
+        QueueProblem(
             queue,
             "no handler",
             f"no running server has a handler for {type}",
@@ -112,7 +112,7 @@ def _of_servers(names: Set[str], fleet: Fleet) -> list[Problem]:
         if queue in names
     ]
     long = [
-        Problem(
+        QueueProblem(
             run.queue,
             "long run",
             f"task {run.id} has been running for {coarse_duration(run.seconds)}",
@@ -124,9 +124,9 @@ def _of_servers(names: Set[str], fleet: Fleet) -> list[Problem]:
     return [*unknown, *long]
 
 
-def _losses(queues: Sequence[QueueInfo], errors: Mapping[str, int]) -> list[Problem]:
+def _losses(queues: Sequence[QueueInfo], errors: Mapping[str, int]) -> list[QueueProblem]:
     return [
-        Problem(
+        QueueProblem(
             info.name,
             "dead tasks",
             _died(info.died, errors.get(info.name)),
@@ -138,8 +138,8 @@ def _losses(queues: Sequence[QueueInfo], errors: Mapping[str, int]) -> list[Prob
     ]
 
 
-def _missed(run: MissedRun) -> Problem:
-    return Problem(
+def _missed(run: MissedRun) -> QueueProblem:
+    return QueueProblem(
         run.queue,
         "missed run",
         f"schedule {run.schedule} missed its run of {utc_time(run.tick)}",
@@ -147,8 +147,8 @@ def _missed(run: MissedRun) -> Problem:
     )
 
 
-def _paused(queue: str, each: PausedType) -> Problem:
-    return Problem(
+def _paused(queue: str, each: PausedType) -> QueueProblem:
+    return QueueProblem(
         queue,
         "paused type",
         f"type {each.type} is {pause_note(each.pause)}; {plural(each.waiting, 'task')} set aside",

@@ -88,17 +88,8 @@ def problems_of(info: QueueInfo, steps: Steps, errors: int | None = None) -> lis
     window = coarse(WINDOW_S)
     died = info.died
     if died is not None:
-        until = died.last_at.isoformat()
-        problems.append(
-            Problem(
-                info.name,
-                _died(died, errors),
-                "/errors",
-                acknowledged=until,
-                rank=LOSSES,
-                kind="died",
-            )
-        )
+        problem = Problem(info.name, _died(died, errors), "/errors", rank=LOSSES, kind="died")
+        problems.append(problem._replace(acknowledged=died.last_at.isoformat()))
     if crashed := sum(figures.crashed for figures in recent):
         text = ngettext(
             "servers died %(num)s time in the last %(window)s while running its tasks.",
