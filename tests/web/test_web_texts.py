@@ -123,7 +123,7 @@ HEADERS = {
     "Vary", "Content-Language", "Retry-After", "Authorization", "Origin", "Host",
 }  # fmt: skip
 
-CODE_LIKE = re.compile(r"charset=|filename=|src 'self'|^queue:")
+CODE_LIKE = re.compile(r"charset=|filename=|src 'self'|^queue:|^<time ")
 
 KNOWN = {"GET, HEAD, POST", "Accept-Language, Cookie", 'Bearer realm="qsync"', "English"}
 """Strings that are never translated: values of headers, and the name of English."""
