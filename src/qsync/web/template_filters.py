@@ -8,7 +8,7 @@ of the request.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -82,7 +82,7 @@ def with_times(value: Phrase) -> Markup:
     else:
         text = catalogue.ngettext(value.template, value.plural, value.number)
         values = {"num": value.number, **values}
-    return Markup(filled(escape(text), values, _escaped_with_times))  # noqa: S704 - all is escaped
+    return _markup(str(escape(text)), values, _escaped_with_times)
 
 
 def _escaped_with_times(value: Any) -> str:
@@ -90,18 +90,19 @@ def _escaped_with_times(value: Any) -> str:
         case Phrase():
             return with_times(value)
         case datetime():
-            return Markup('<time datetime="{}" title="{}" data-local>{}</time>').format(
-                value.isoformat(), translation.utc(value), translation.utc(value)
-            )
+            tag = '<time datetime="%(at)s" title="%(utc)s" data-local>%(utc)s</time>'
+            return _markup(tag, {"at": value.isoformat(), "utc": translation.utc(value)})
         case _:
             return _escaped(value)
 
 
-def _markup(text: str, values: dict[str, Any]) -> Markup:
+def _markup(
+    text: str, values: Mapping[str, Any], write: Callable[[Any], str] | None = None
+) -> Markup:
     """Fill in the values of a translated string; the values are escaped like all output."""
     if "<" not in text:  # a template may put the text into an HTML attribute
         text = text.replace('"', "&#34;")
-    return Markup(filled(text, values, _escaped))  # noqa: S704 - from the catalogue
+    return Markup(filled(text, values, write or _escaped))  # noqa: S704 - from the catalogue
 
 
 def _escaped(value: Any) -> str:
