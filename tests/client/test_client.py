@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from qsync import Qsync, queue_announcer
+from qsync import Qsync, context_hints, queue_announcer
 from qsync.broker import redis_clients, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
@@ -85,6 +85,7 @@ def test_both_clients_have_the_same_names_signatures_and_docstrings(
         return {
             renamed.get(name, name): member
             for name, member in inspect.getmembers(cls, inspect.isfunction)
+            if member.__module__ != context_hints.__name__  # errors about the other form
             if not name.startswith("_") or name in ("__init__", *renamed, *renamed.values())
         }
 

@@ -51,7 +51,7 @@ def test_duplicate_is_an_error_unless_it_is_skipped(
 
 def test_skip_does_not_hide_a_taken_id(colour: Colour, client: Any) -> None:
     colour.do(client.enqueue(Task("t", 1, id="a")))
-    with pytest.raises(DuplicateTask, match="^id 'a': a task in queue"):
+    with pytest.raises(DuplicateTask, match=r"^id 'a': a task in queue"):
         colour.do(client.enqueue(Task("t", 2, id="a", **KEY, on_duplicate="skip")))
 
 
