@@ -89,7 +89,8 @@ def run_server(setting: Setting) -> None:
 
 
 def _note_leases(note: Any) -> None:
-    """Record each fetched task with the store's time of the fetch."""
+    """Record each fetched task with the store's time of the fetch, unless the loop or a heartbeat
+    has repeated the fetch: the reply may then have the time of the repetition."""
     real = FetchReplies.leased
 
     async def leased(
@@ -100,9 +101,10 @@ def _note_leases(note: Any) -> None:
         *args: Any,
         **rest: Any,
     ) -> list[LeasedTask]:
-        if not rest["repeated"]:
+        token = f"{self._holder}/{queue.number}"
+        if not rest["repeated"] and queue.repeated_token != token:
             for id in fetched.ids:
-                note("lease", fetched.now_us, f"{self._holder}/{queue.number}", id)
+                note("lease", fetched.now_us, token, id)
         return await real(self, queue, wanted, fetched, *args, **rest)
 
     FetchReplies.leased = leased  # type: ignore[method-assign]
