@@ -167,7 +167,9 @@ class Retry(QsyncError):
         if isinstance(message, int | float | timedelta):
             shown = _shown(message)
             raise ConfigError(f"Retry: message: {shown} is not a string; for a delay, use delay=")
-        self.delay = None if delay is None else _checked_delay("Retry: delay", delay)
+        self.delay: float | timedelta | None = (
+            None if delay is None else _checked_delay("Retry: delay", delay)
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild, (kind, args), attributes = super().__reduce__()

@@ -362,7 +362,7 @@ def test_retry_skip_retry_and_snooze_are_transferred_unchanged() -> None:
     with pytest.raises(Snooze) as snoozed:
         run(handlers.snooze)
     assert snoozed.value.delay == 3600
-    with pytest.raises(HandlerError, match="TypeError: Retry: delay 'soon'"):
+    with pytest.raises(HandlerError, match="ConfigError: Retry: delay: 'soon'"):
         run(handlers.retry_wrongly)
 
 

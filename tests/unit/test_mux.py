@@ -146,7 +146,9 @@ def test_batch_decorators_without_parentheses_are_refused() -> None:
     def insert(tasks: list[TaskInfo]) -> None: ...
 
     app: Any = Qsync("redis://localhost:1")
-    with pytest.raises(ConfigError, match=r'write @app.batch\("insert"\) or @app.batch\(\)$'):
+    with pytest.raises(
+        ConfigError, match=r"write the decorator with parentheses, e.g. @app.batch\(\)$"
+    ):
         app.batch(insert)
     with pytest.raises(ConfigError, match=r"^name: must be 1 to 256 printable characters, not 5$"):
         app.batch(5)
