@@ -46,7 +46,7 @@ from tests.support.stores import available
 
 SEED: Final = os.environ.get("QSYNC_SIM_SEED")
 SEEDS: Final = int(os.environ.get("QSYNC_SIM_SEEDS", "500"))
-SECONDS: Final = float(os.environ.get("QSYNC_SIM_SECONDS", "60"))
+SECONDS: Final = float(os.environ.get("QSYNC_SIM_SECONDS", "40"))
 
 AT_LEAST: Final = 50
 """Minimum number of seeds, even on a busy machine: this many seeds cause every kind of fault."""
@@ -60,8 +60,11 @@ QUICK: Final = (
 """Mistakes that a few seeds are enough to find. `python -m tests.simulation --mistakes` lists all
 mistakes."""
 
-LONG: Final = ("settle without token",)
-"""Mistakes that each take a minute to find."""
+LONG: Final = (
+    "settle without token", "slot freed twice", "promoted but not pending", "lock outlives death",
+    "stored tick of an old version",
+)  # fmt: skip
+"""Mistakes that take long to find."""
 
 ENOUGH: Final = 64
 """Maximum number of seeds that it takes to find each slow mistake."""
