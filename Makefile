@@ -33,8 +33,8 @@ demo: $(VENV)/installed
 	$(BIN)/qsync demo
 
 # More at a time than there are cores, since many tests wait. What is measured to the millisecond or as a
-# ratio comes last, with nothing else running, and so does the simulation, which takes all cores for its
-# seeds for 40 s.
+# ratio comes last, with nothing else running, and so does the simulation, which takes all cores for 40
+# seconds.
 ALONE := $(addprefix tests/guarantees/test_, blocked_loop.py capacity.py ratio.py recovery.py speed.py timers.py)
 SEEDS := tests/simulation/test_sim.py::test_no_fault_loses_a_task
 QUICK := $(BIN)/pytest -m "not slow"
