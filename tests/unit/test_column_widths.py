@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsync.cli.column_widths import MIN_FIRST_WIDTH, PADDING, ColumnSize, fit_columns
-from qsync.cli.output import Column, Row, hidden_columns, render, table
+from qsync.cli.output import Column, Row, hidden_columns, render, shown_widths, table
 
 STATES = ("PENDING", "LIMITED", "ACTIVE", "SCHEDULED", "RETRY", "COMPLETED", "CANCELLED", "DEAD")
 COLUMNS = [
@@ -23,7 +23,9 @@ ROWS: list[Row] = [
 def printed(width: int) -> list[str]:
     from rich.console import Console
 
-    return render(Console(width=1000), table(COLUMNS, ROWS, width)).split("\n")
+    return render(
+        Console(width=1000), table(COLUMNS, ROWS, shown_widths(COLUMNS, ROWS, width))
+    ).split("\n")
 
 
 @pytest.mark.parametrize("width", [120, 80, 72, 60, 50])
@@ -35,8 +37,8 @@ def test_rows_keep_their_names_and_fit_the_terminal(width: int) -> None:
 
 
 def test_columns_without_a_value_are_left_out_first() -> None:
-    assert hidden_columns(COLUMNS, ROWS, 80) == []
-    assert hidden_columns(COLUMNS, ROWS, 60) == ["COMPLETED", "CANCELLED"]
+    assert hidden_columns(COLUMNS, shown_widths(COLUMNS, ROWS, 80)) == []
+    assert hidden_columns(COLUMNS, shown_widths(COLUMNS, ROWS, 60)) == ["COMPLETED", "CANCELLED"]
 
 
 SIZES = st.builds(ColumnSize, st.integers(0, 20), st.integers(0, 60), st.booleans(), st.booleans())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -125,9 +125,9 @@ def print_table(columns: Sequence[Column], rows: Sequence[Row], *, whole: bool =
     out = console()
     width = None if whole or not out.is_terminal else out.width
     out.width = UNLIMITED
-    print_raw(render(out, table(columns, rows, width)))
-    left_out = hidden_columns(columns, rows, width)
-    if left_out:
+    shown = shown_widths(columns, rows, width)
+    print_raw(render(out, table(columns, rows, shown)))
+    if left_out := hidden_columns(columns, shown):
         print_line(f"Not shown on this narrow terminal: {', '.join(left_out)}.")
 
 
@@ -145,9 +145,8 @@ def render(out: Console, renderable: RenderableType, *, soft_wrap: bool = False)
     return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n"))
 
 
-def table(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> Table:
-    """Return the rows as a table that a console can print; None as width cuts nothing."""
-    shown = _shown_widths(columns, rows, width)
+def table(columns: Sequence[Column], rows: Sequence[Row], shown: Mapping[int, int]) -> Table:
+    """Return the rows as a table that a console can print, with the columns in `shown_widths`."""
     from rich.table import Table
     from rich.text import Text
 
@@ -164,18 +163,17 @@ def table(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> 
     return grid
 
 
-def hidden_columns(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[str]:
-    """Return the headings of the columns that are left out at a width."""
-    shown = _shown_widths(columns, rows, width)
+def hidden_columns(columns: Sequence[Column], shown: Mapping[int, int]) -> list[str]:
+    """Return the headings of the columns that are left out."""
     return [
         column.name for index, column in enumerate(columns) if index not in shown and column.name
     ]
 
 
-def _shown_widths(
+def shown_widths(
     columns: Sequence[Column], rows: Sequence[Row], width: int | None
 ) -> dict[int, int]:
-    """Return the widths of the columns that fit into a width, by index."""
+    """Return the widths of the columns that fit into a width, by index; None cuts nothing."""
     from rich.cells import cell_len
 
     sizes = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from qsync.cli.column_widths import PADDING
-from qsync.cli.output import Column, Row, table
+from qsync.cli.output import Column, Row, shown_widths, table
 from qsync.cli.queue_tables import queue_cells, shown_states
 from qsync.cli.servers import SERVER_COLUMNS, server_row
 from qsync.formatting import coarse_duration, duration, local_time, percent, relative
@@ -148,7 +148,8 @@ class TopModel:
             if not rows:
                 parts.append(Text(if_empty, "dim"))
             elif lines:
-                parts.append(table(columns, rows[:lines], width - PADDING))
+                shown = shown_widths(columns, rows[:lines], width - PADDING)
+                parts.append(table(columns, rows[:lines], shown))
         return Group(*parts)
 
     def _title(self) -> str:
