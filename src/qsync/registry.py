@@ -409,11 +409,13 @@ class Registry:
                 raise ConfigError(f"periodic {periodic.name!r}: {msg}")
         task.build(**values)  # checks them
         self._declared.use(task.name, task.defaults.get("queue"), task.limits.names)
+        hint = ""
         for option in ("id", "delay", "deadline", "process_at"):
             if (value := task.defaults.get(option)) is not None:
                 msg = f"periodic {periodic.name!r}: {option}: {shorten(value)} would be the same"
-                late = "; late ticks are left out unless you set missed=" * (option == "deadline")
-                raise ConfigError(f"{msg} for every tick; omit it{late}")
+                if option == "deadline":
+                    hint = "; late ticks are left out unless you set missed="
+                raise ConfigError(f"{msg} for every tick; omit it{hint}")
         if periodic.name in self._periodics:
             raise ConfigError(
                 f"periodic {periodic.name!r}: the name is taken; choose another name="

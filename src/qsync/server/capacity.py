@@ -11,9 +11,10 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from typing import Final
 
+from qsync.mux import Executor
 from qsync.server.batch_gathering import Gathering
 from qsync.server.config import Config
 from qsync.server.crash_isolation import CrashIsolation
@@ -38,16 +39,19 @@ class Capacity:
     def __init__(
         self, config: Config, suspects: CrashIsolation, gathering: Gathering,
         *, threads_only: bool = False,
-        room_of: Callable[[Iterable[str]], float] = lambda types: math.inf,
+        place_of: Callable[[str], Executor] = lambda type: "loop",
+        room_in: Callable[[Container[Executor]], float] = lambda places: math.inf,
     ) -> None:  # fmt: skip
-        """Create the capacity of a server that runs nothing yet.
+        """Create a Capacity for a server that runs no tasks yet.
 
         If `threads_only` is true, every task with a slot needs one of `concurrency` threads.
-        `room_of` tells how many more tasks of these types a thread or process can begin at once.
+        `place_of` tells where tasks of a type run, and `room_in` how many more tasks can begin at
+        once in any of these places.
         """
-        self._room_of = room_of
-        self.limited_types: set[str] = set()
-        """Types of the tasks with limits that the server has leased so far."""
+        self._place_of = place_of
+        self._room_in = room_in
+        self._limited_places: set[Executor] = set()
+        """Where the tasks with limits run that the server has leased so far."""
         self._config = config
         self._threads_only = threads_only
         self._suspects = suspects
@@ -96,15 +100,19 @@ class Capacity:
     def open_slots(self) -> int:
         """Return how many more tasks with limits could start now.
 
-        Each needs a slot without a leased task, and a thread or process if tasks of its type run in
-        one. Tasks with limits may be of any of the types that had limits before.
+        Each needs a slot without a leased task, and a thread or process if it runs in one. The next
+        tasks with limits may run in any of the places in which earlier ones ran.
         """
         suspects = self._suspects
         if not self.accepting or suspects.blocks_others(time.monotonic()):
             return 0
         held = self.running + len(self.ready) + len(suspects.waiting) + len(self.gathering.due)
-        room = self._room_of(self.limited_types) if self.limited_types else math.inf
-        return max(0, int(min(self._config.concurrency - held, room)))
+        free = min(self._config.concurrency - held, self._room_in(self._limited_places))
+        return max(0, int(free))
+
+    def note_limits(self, type: str) -> None:
+        """Record that the server has leased a task of this type that has limits."""
+        self._limited_places.add(self._place_of(type))
 
     def free_slots(self) -> int:
         """Return how many more tasks the server may lease now.

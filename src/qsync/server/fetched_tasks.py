@@ -111,10 +111,10 @@ def _hold_new(
 
 
 def _note_options(capacity: Capacity, messages: Sequence[Message]) -> None:
-    """Record whether tasks have a fairness key, and which types of tasks have limits."""
+    """Record whether tasks have a fairness key, and the types of those that have limits."""
     for message in messages:
         options = message.options
         if options is not None:
             capacity.fairness_seen = capacity.fairness_seen or options.fairness_key is not None
             if options.limits:
-                capacity.limited_types.add(message.type)
+                capacity.note_limits(message.type)

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -18,6 +18,7 @@ from qsync.mux import (
     AsyncMiddleware,
     BatchLimits,
     CarryResult,
+    Executor,
     Handler,
     Middleware,
     Mux,
@@ -172,11 +173,14 @@ class Invoker:
             raise error
         return answer
 
-    def room_of(self, types: Iterable[str]) -> float:
-        """Return how many more tasks of these types a thread or process can begin at once; infinity
-        if the handlers of all of them run on the event loop."""
-        handlers = filter(None, map(self._mux.find, types))
-        places = {handler.place for handler in handlers} - {"loop"}
+    def place_of(self, type: str) -> Executor:
+        """Return where the handler of a type runs; "loop" for a type without a handler."""
+        handler = self._mux.find(type)
+        return "loop" if handler is None else handler.place
+
+    def room_in(self, places: Container[Executor]) -> float:
+        """Return how many more tasks can begin at once in any of these places; infinity if there is
+        only the event loop."""
         room = math.inf
         if "thread" in places:
             room = self.threads.room

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -18,10 +19,8 @@ def checked_progress(done: object, total: object) -> tuple[float, float]:
 def _checked(name: str, value: Any) -> float:
     number = -1.0
     if not isinstance(value, str | bytes | bytearray):
-        try:
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = -1.0
     if number >= 0 and math.isfinite(number):
         return number
     raise InvalidTask(

@@ -329,7 +329,7 @@ class Server:
         )
         capacity = self._capacity = Capacity(
             self.config, suspects, gathering, threads_only=self.config.threads_only(self.mux),
-            room_of=invoker.room_of,
+            place_of=invoker.place_of, room_in=invoker.room_in,
         )  # fmt: skip
         pipeline = CallPipeline(self._broker, len(self._queues))
         settlers = {
